@@ -1,0 +1,9 @@
+//! kvmlet, the node agent for KVM hosts.
+//!
+//! The layers, from the inside out: [`model`] is pure; [`libvirt`],
+//! [`storage`] and [`journal`] are adapters to the outside world; `service`
+//! holds the use cases; `grpc` lets callers in; `cli` is the administrator's
+//! client of the same API. `ARCHITECTURE.md` draws the picture and
+//! `tests/architecture.rs` keeps it true.
+
+pub mod model;

@@ -1,0 +1,7 @@
+//! What kvmlet knows, as values: no I/O, no clock, no tasks.
+//!
+//! Everything here can be built, compared and tested without a host. The
+//! adapters and the use cases speak in these types; the wire has its own.
+
+pub mod bytes;
+pub mod ids;
