@@ -4,4 +4,9 @@
 //! adapters and the use cases speak in these types; the wire has its own.
 
 pub mod bytes;
+pub mod hardware;
 pub mod ids;
+pub mod image;
+pub mod nic;
+pub mod time;
+pub mod volume;
