@@ -4,9 +4,17 @@
 //! adapters and the use cases speak in these types; the wire has its own.
 
 pub mod bytes;
+pub mod fault;
 pub mod hardware;
 pub mod ids;
 pub mod image;
+pub mod lifecycle;
 pub mod nic;
+pub mod operation;
+pub mod reason;
+pub mod request;
+pub mod stop;
+pub mod tag;
 pub mod time;
+pub mod vm;
 pub mod volume;

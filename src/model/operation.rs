@@ -1,0 +1,271 @@
+//! Operations: what one mutation does, did, or could not do.
+
+use super::bytes::Bytes;
+use super::fault::Fault;
+use super::ids::{ImageId, OperationId, RequestId, VmId, VolumeId};
+use super::image::Image;
+use super::request::{HealthCheck, ImportImage, VmChanges};
+use super::stop::{PowerOutcome, StopPolicy};
+use super::time::Timestamp;
+use super::vm::Vm;
+use super::volume::Volume;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// An operation, as it is recorded and answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its id; time-ordered, so that newer ones sort later.
+    pub id: OperationId,
+    /// The VM it changes.
+    pub vm_id: Option<VmId>,
+    /// The image it changes.
+    pub image_id: Option<ImageId>,
+    /// What it does, with every choice made: enough to go on after a restart.
+    pub intent: Intent,
+    /// Where it stands.
+    pub state: OperationState,
+    /// Where its undoing stands.
+    pub rollback: RollbackState,
+    /// Its steps in order.
+    pub steps: Vec<StepRecord>,
+    /// 0 to 100; 100 only when it has succeeded.
+    pub progress_percent: u8,
+    /// The caller's id of the request.
+    pub request_id: Option<RequestId>,
+    /// The request as it was, to tell a repeat from a reuse of its id.
+    pub request: serde_json::Value,
+    /// Who asked.
+    pub caller: String,
+    /// When it was asked for.
+    pub create_time: Timestamp,
+    /// When the first step began.
+    pub start_time: Option<Timestamp>,
+    /// When it ended.
+    pub end_time: Option<Timestamp>,
+    /// Why it failed or was cancelled.
+    pub error: Option<Fault>,
+    /// What came of it.
+    pub result: Option<OperationResult>,
+    /// How a guest was stopped, if one was.
+    pub power_outcome: Option<PowerOutcome>,
+}
+
+impl Operation {
+    /// Whether it has ended.
+    pub const fn ended(&self) -> bool {
+        self.state.ended()
+    }
+}
+
+/// What an operation does, with every choice made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Intent {
+    /// Make the VM that is in the record.
+    CreateVm {
+        /// Start it when it is made.
+        start: bool,
+    },
+    /// Change the record, and the domain with it.
+    UpdateVm {
+        /// What was asked for.
+        changes: Box<VmChanges>,
+        /// The record as it shall be.
+        after: Box<Vm>,
+    },
+    /// Take out of use.
+    DeleteVm {
+        /// How to stop it first.
+        stop: Option<StopPolicy>,
+        /// How long to keep everything; zero: expunge now.
+        retention: Duration,
+    },
+    /// Bring back.
+    RecoverVm,
+    /// Remove for good.
+    ExpungeVm,
+    /// Give power.
+    StartVm {
+        /// Give up saved memory first.
+        discard_saved_memory: bool,
+    },
+    /// Take power.
+    StopVm {
+        /// How.
+        policy: StopPolicy,
+        /// Only give up saved memory: the VM has no power.
+        discard_saved_memory: bool,
+    },
+    /// Ask the guest to restart.
+    RebootVm,
+    /// Press the reset button.
+    ResetVm,
+    /// Hold the processors.
+    PauseVm,
+    /// Let them go on.
+    ResumeVm,
+    /// Memory to a file.
+    SaveVm,
+    /// A new root volume.
+    ReplaceRootVolume {
+        /// The volume to make.
+        new_root: Box<Volume>,
+        /// The root that it replaces.
+        old_root: VolumeId,
+        /// How long to keep the old root.
+        keep_old_for: Duration,
+        /// How to stop the VM first.
+        stop: Option<StopPolicy>,
+        /// Start it afterwards.
+        start_after: bool,
+        /// Switch back if it does not come up.
+        health_check: Option<HealthCheck>,
+        /// New user tags, if any were given.
+        user_tags: Option<Vec<String>>,
+        /// New system tags, if any were given.
+        system_tags: Option<Vec<String>>,
+    },
+    /// A former root volume again.
+    RevertRootVolume {
+        /// The root to switch to.
+        to: VolumeId,
+        /// The root to switch from.
+        from: VolumeId,
+        /// How long to keep that one.
+        keep_old_for: Duration,
+        /// How to stop the VM first.
+        stop: Option<StopPolicy>,
+        /// Start it afterwards.
+        start_after: bool,
+    },
+    /// Bring an image to the host.
+    ImportImage {
+        /// What was asked for.
+        import: Box<ImportImage>,
+    },
+    /// Remove an image.
+    DeleteImage,
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// Durable, not begun.
+    Pending,
+    /// At work.
+    Running,
+    /// Ended as asked.
+    Succeeded,
+    /// Ended otherwise.
+    Failed,
+    /// Taken back.
+    Cancelled,
+}
+
+impl OperationState {
+    /// Whether it is an end.
+    pub const fn ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Where the undoing of an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RollbackState {
+    /// Nothing was undone.
+    None,
+    /// Being undone.
+    RollingBack,
+    /// All is as it was before.
+    Done,
+    /// Not all could be undone.
+    Failed,
+}
+
+/// One step of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Its stable name.
+    pub name: String,
+    /// Where it stands.
+    pub state: StepState,
+    /// When it began.
+    pub start_time: Option<Timestamp>,
+    /// When it ended.
+    pub end_time: Option<Timestamp>,
+}
+
+/// Where a step stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Not begun.
+    Pending,
+    /// At work.
+    Running,
+    /// Done.
+    Done,
+    /// Found to be done already.
+    Skipped,
+    /// Failed.
+    Failed,
+    /// Done, then undone.
+    Undone,
+}
+
+/// What came of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationResult {
+    /// The VM as it left it.
+    Vm(Box<Vm>),
+    /// The image as it left it.
+    Image(Box<Image>),
+    /// What would be done.
+    Plan(Plan),
+}
+
+/// What a request would do.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// Each thing that would be made, changed or deleted, in order.
+    pub items: Vec<PlanItem>,
+    /// What the caller should know.
+    pub notes: Vec<String>,
+}
+
+/// One thing that would be made, changed or deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanItem {
+    /// What would happen to it.
+    pub action: PlanAction,
+    /// What it is: `vm`, `domain`, `volume`, `image`, `saved-memory`.
+    pub kind: String,
+    /// Its id.
+    pub id: String,
+    /// The pool it is in.
+    pub pool: String,
+    /// Its size.
+    pub size: Bytes,
+    /// When, if not by the operation itself.
+    pub time: Option<Timestamp>,
+    /// In words.
+    pub description: String,
+}
+
+/// What would happen to a thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanAction {
+    /// It would be made.
+    Make,
+    /// It would be changed.
+    Change,
+    /// It would be deleted.
+    Delete,
+    /// It would be kept for a time.
+    Keep,
+}

@@ -1,0 +1,56 @@
+//! How a guest is stopped, and how that went.
+
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// How to stop a guest, with every choice made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopPolicy {
+    /// Cut its power.
+    Force,
+    /// Ask it, and ask again, because a busy guest misses the first signal.
+    Graceful {
+        /// How long to wait in all.
+        timeout: Duration,
+        /// How long to wait before asking again.
+        resend_interval: Duration,
+        /// What to do when the time is up.
+        on_timeout: OnTimeout,
+    },
+}
+
+/// What to do with a guest that did not stop in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// Leave it running and fail.
+    Fail,
+    /// Cut its power.
+    Force,
+}
+
+/// What ended a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerMethod {
+    /// Its agent was asked.
+    GuestAgent,
+    /// The ACPI power button was pressed.
+    Acpi,
+    /// Its power was cut.
+    Force,
+}
+
+/// How a guest was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerOutcome {
+    /// What ended it.
+    pub method: PowerMethod,
+    /// How often it was asked.
+    pub signals_sent: u32,
+    /// From the first signal to the end.
+    pub waited: Duration,
+    /// Whether its power was cut, by request or after the timeout.
+    pub forced: bool,
+}
