@@ -1,0 +1,629 @@
+//! What can be asked of a domain, and what is known about it.
+
+use super::connection::Host;
+use super::error::{ErrorKind, LibvirtError};
+use super::uri::HypervisorKind;
+use super::xml::{self, AttachedDisk, DomainSpec, Metadata, VncEndpoint, read, write};
+use crate::model::ids::VmId;
+use crate::model::time::Timestamp;
+use std::collections::HashSet;
+use virt::domain::{
+    Domain, DomainPausedReason, DomainRunningReason, DomainShutoffReason, DomainState as VirtState,
+    DomainStateReason,
+};
+use virt::enumutil::Enum;
+use virt::error::{Error as VirtError, ErrorNumber};
+use virt_sys as sys;
+
+/// What libvirt knows about one domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainState {
+    /// Its UUID.
+    pub id: VmId,
+    /// Its name in libvirt.
+    pub name: String,
+    /// What it does now.
+    pub power: Power,
+    /// What we wrote into it; `None` when nothing of ours, or nothing that can
+    /// be read, is there.
+    pub metadata: Option<Metadata>,
+    /// Its memory is saved; the next start restores it.
+    pub managed_save: bool,
+    /// It has a definition. One without ceases to exist when it stops.
+    pub persistent: bool,
+}
+
+/// What a domain does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Power {
+    /// Not running.
+    Off(OffReason),
+    /// Running, or waiting for something it asked for.
+    Running(RunReason),
+    /// Its processors stand still; its memory is there.
+    Paused(PauseReason),
+    /// The guest has shut down, and QEMU is about to end.
+    ShuttingDown,
+    /// The guest panicked, and QEMU has kept it so.
+    Crashed,
+    /// The guest put itself to sleep.
+    Asleep,
+    /// libvirt does not know, or reports something newer than this version.
+    Unknown,
+}
+
+impl Power {
+    /// Whether a QEMU process exists for it, so that it uses host memory.
+    pub const fn is_active(self) -> bool {
+        match self {
+            Self::Off(_) => false,
+            Self::Running(_)
+            | Self::Paused(_)
+            | Self::ShuttingDown
+            | Self::Crashed
+            | Self::Asleep
+            | Self::Unknown => true,
+        }
+    }
+}
+
+/// Why a domain does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OffReason {
+    /// It has not run since libvirt began to watch.
+    Unknown,
+    /// The guest shut down.
+    Shutdown,
+    /// Somebody forced it off.
+    Destroyed,
+    /// QEMU ended without being asked to, or the guest panicked.
+    Crashed,
+    /// It moved to another host.
+    Migrated,
+    /// Its memory was saved.
+    Saved,
+    /// It could not be started.
+    Failed,
+    /// It was taken back to a snapshot that was off.
+    FromSnapshot,
+    /// libvirt stopped it, when it lost track of it.
+    Daemon,
+}
+
+/// Why a domain runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RunReason {
+    /// It was started.
+    Booted,
+    /// Its saved memory was restored.
+    Restored,
+    /// It was paused, and somebody resumed it.
+    Unpaused,
+    /// It came from another host, or did not get away.
+    Migrated,
+    /// It was taken back to a snapshot.
+    FromSnapshot,
+    /// Saving it did not succeed.
+    SaveCancelled,
+    /// It woke up.
+    Wakeup,
+    /// It panicked and was started again.
+    Crashed,
+    /// libvirt does not know, or reports something newer than this version.
+    Unknown,
+}
+
+/// Why a domain's processors stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PauseReason {
+    /// Somebody asked for it.
+    Request,
+    /// It is moving to another host.
+    Migration,
+    /// It is being saved.
+    Saving,
+    /// Its memory is being dumped.
+    Dumping,
+    /// A disk failed; its resumption tries again.
+    IoError,
+    /// The guest's watchdog expired.
+    Watchdog,
+    /// It was taken back to a snapshot that was paused, or is being one.
+    Snapshot,
+    /// It is shutting down.
+    ShuttingDown,
+    /// The guest panicked.
+    Crashed,
+    /// It is being started.
+    StartingUp,
+    /// Some call of libvirt's failed half-way.
+    ApiError,
+    /// libvirt does not know, or reports something newer than this version.
+    Unknown,
+}
+
+/// How a guest is asked to shut down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ShutdownMethod {
+    /// Through its agent.
+    Agent,
+    /// By its power button.
+    Acpi,
+}
+
+/// How a guest is asked to restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RebootMethod {
+    /// Through its agent.
+    Agent,
+    /// By its power button; libvirt starts it again when it has shut down.
+    Acpi,
+}
+
+impl Host {
+    /// Lists every domain, active or not, ours or not.
+    ///
+    /// Three calls for all and two for each domain. A domain that goes away
+    /// meanwhile is left out.
+    ///
+    /// # Errors
+    /// Those of any call; nothing is changed.
+    pub fn list(&self) -> Result<Vec<DomainState>, LibvirtError> {
+        const WHAT: &str = "list domains";
+        let ids = |flags| -> Result<HashSet<VmId>, LibvirtError> {
+            self.call(WHAT, |c| {
+                let domains = c.list_all_domains(flags)?;
+                domains.iter().map(|d| d.uuid().map(VmId)).collect()
+            })
+        };
+        let saved = ids(sys::VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)?;
+        let transient = ids(sys::VIR_CONNECT_LIST_DOMAINS_TRANSIENT)?;
+        let domains = self.call(WHAT, |c| {
+            let domains = c.list_all_domains(0)?;
+            domains
+                .iter()
+                .map(|d| Ok((VmId(d.uuid()?), d.name()?)))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let mut states = Vec::with_capacity(domains.len());
+        for (id, name) in domains {
+            let state = self.power(id).and_then(|power| {
+                Ok(DomainState {
+                    id,
+                    name,
+                    power,
+                    metadata: self.metadata(id)?,
+                    managed_save: saved.contains(&id),
+                    persistent: !transient.contains(&id),
+                })
+            });
+            states.extend(present(state)?);
+        }
+        Ok(states)
+    }
+
+    /// Reads one domain; `None` when there is no such domain.
+    ///
+    /// # Errors
+    /// Those of any call; nothing is changed.
+    pub fn get(&self, id: VmId) -> Result<Option<DomainState>, LibvirtError> {
+        const WHAT: &str = "read domain";
+        let state = || {
+            Ok(DomainState {
+                id,
+                name: self.on_domain(WHAT, id, Domain::name)?,
+                power: self.power(id)?,
+                metadata: self.metadata(id)?,
+                managed_save: self.on_domain(WHAT, id, |d| d.has_managed_save(0))?,
+                persistent: self.on_domain(WHAT, id, Domain::is_persistent)?,
+            })
+        };
+        present(state())
+    }
+
+    /// Reads what a domain does now: two calls.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of any call.
+    pub fn power(&self, id: VmId) -> Result<Power, LibvirtError> {
+        self.on_domain("read domain's state", id, raw_state)
+            .map(|(state, reason)| power_of(state, reason))
+    }
+
+    fn metadata(&self, id: VmId) -> Result<Option<Metadata>, LibvirtError> {
+        let element = self.on_domain("read domain's metadata", id, |domain| {
+            match domain.metadata(
+                constant(sys::VIR_DOMAIN_METADATA_ELEMENT),
+                Some(xml::METADATA_NAMESPACE),
+                sys::VIR_DOMAIN_AFFECT_CURRENT,
+            ) {
+                Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomainMetadata) => {
+                    Ok(None)
+                }
+                answer => answer.map(Some),
+            }
+        })?;
+        Ok(element.and_then(|element| read::metadata(&element).ok()))
+    }
+
+    /// Reads the disks of a domain's definition, which the next start uses.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of any call; nothing is changed.
+    pub fn disks(&self, id: VmId) -> Result<Vec<AttachedDisk>, LibvirtError> {
+        const WHAT: &str = "read domain's disks";
+        let definition = self.on_domain(WHAT, id, |d| d.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE))?;
+        read::disks(&definition).map_err(|e| unreadable(WHAT, e))
+    }
+
+    /// Defines a domain, or replaces its definition. What runs is not touched:
+    /// a new definition counts from the next start on. A repeat does nothing.
+    ///
+    /// # Errors
+    /// `Invalid` when the spec can't be written or libvirt refuses it;
+    /// `Unsupported`; `AlreadyExists` or `Other` when another domain has the
+    /// name. Nothing was changed then.
+    pub fn define(&self, spec: &DomainSpec) -> Result<(), LibvirtError> {
+        const WHAT: &str = "define domain";
+        let definition =
+            write::domain(spec).map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Invalid, e))?;
+        self.call(WHAT, |c| c.define_domain_xml_flags(&definition, 0))
+            .map(drop)
+    }
+
+    /// Removes a domain's definition with its saved memory, its UEFI variables
+    /// and libvirt's records of snapshots; never a disk. No such domain is
+    /// success.
+    ///
+    /// # Errors
+    /// `InvalidState` when the domain is active: nothing was changed.
+    pub fn undefine(&self, id: VmId) -> Result<(), LibvirtError> {
+        const WHAT: &str = "undefine domain";
+        // The simulated driver knows neither UEFI variables nor checkpoints.
+        let flags = match self.kind() {
+            HypervisorKind::Test => {
+                sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            }
+            HypervisorKind::System | HypervisorKind::Session | HypervisorKind::Embed { .. } => {
+                sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                    | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                    | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                    | sys::VIR_DOMAIN_UNDEFINE_NVRAM
+            }
+        };
+        let Some(power) = present(self.power(id))? else {
+            return Ok(());
+        };
+        if power.is_active() {
+            // libvirt would agree, and forget the domain once it stops.
+            return Err(LibvirtError::refused(
+                WHAT,
+                ErrorKind::InvalidState,
+                "the domain is active",
+            ));
+        }
+        present(self.on_domain(WHAT, id, |d| d.undefine_flags(flags))).map(drop)
+    }
+
+    /// Starts a domain, or restores it if its memory is saved.
+    ///
+    /// # Errors
+    /// `InvalidState` when it is active; `Other` when QEMU does not come up.
+    pub fn start(&self, id: VmId) -> Result<(), LibvirtError> {
+        self.on_domain("start domain", id, Domain::create)
+    }
+
+    /// Asks the guest to shut down, once; it may not.
+    ///
+    /// # Errors
+    /// `InvalidState` when it is off; `AgentUnavailable`; `Unsupported` when it
+    /// has no channel for an agent.
+    pub fn shutdown(&self, id: VmId, method: ShutdownMethod) -> Result<(), LibvirtError> {
+        self.on_domain("shut domain down", id, |domain| {
+            match (self.kind(), method) {
+                // The simulated driver refuses flags.
+                (HypervisorKind::Test, _) => domain.shutdown(),
+                (_, ShutdownMethod::Agent) => {
+                    domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+                }
+                (_, ShutdownMethod::Acpi) => {
+                    domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+                }
+            }
+        })
+    }
+
+    /// Asks the guest to restart, once; it may not.
+    ///
+    /// # Errors
+    /// As for [`Host::shutdown`].
+    pub fn reboot(&self, id: VmId, method: RebootMethod) -> Result<(), LibvirtError> {
+        self.on_domain("reboot domain", id, |domain| match (self.kind(), method) {
+            (HypervisorKind::Test, _) => domain.reboot(sys::VIR_DOMAIN_REBOOT_DEFAULT),
+            (_, RebootMethod::Agent) => domain.reboot(sys::VIR_DOMAIN_REBOOT_GUEST_AGENT),
+            (_, RebootMethod::Acpi) => domain.reboot(sys::VIR_DOMAIN_REBOOT_ACPI_POWER_BTN),
+        })
+    }
+
+    /// Ends a domain's QEMU at once. Already off is success. Saved memory
+    /// stays.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` when QEMU can't be ended, because its storage hangs.
+    pub fn destroy(&self, id: VmId) -> Result<(), LibvirtError> {
+        if !self.power(id)?.is_active() {
+            return Ok(());
+        }
+        let done = self.on_domain("force domain off", id, Domain::destroy);
+        match done {
+            // It may have ended by itself since; drivers differ in their codes.
+            Err(error) if !error.is_connection_lost() => match self.power(id) {
+                Ok(power) if power.is_active() => Err(error),
+                Ok(_) => Ok(()),
+                Err(_) => Err(error),
+            },
+            done => done,
+        }
+    }
+
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// `InvalidState` when the domain is off.
+    pub fn reset(&self, id: VmId) -> Result<(), LibvirtError> {
+        self.on_domain("reset domain", id, Domain::reset)
+    }
+
+    /// Stops the domain's processors. Already paused is success with QEMU, not
+    /// with the simulated driver.
+    ///
+    /// # Errors
+    /// `InvalidState` when the domain is off.
+    pub fn suspend(&self, id: VmId) -> Result<(), LibvirtError> {
+        self.on_domain("suspend domain", id, Domain::suspend)
+    }
+
+    /// Lets the domain's processors run.
+    ///
+    /// # Errors
+    /// `InvalidState` when the domain is off.
+    pub fn resume(&self, id: VmId) -> Result<(), LibvirtError> {
+        self.on_domain("resume domain", id, Domain::resume)
+    }
+
+    /// Saves the domain's memory and ends it. The next start restores it and
+    /// lets it run, also if it was paused. Takes as long as the memory takes to
+    /// write.
+    ///
+    /// # Errors
+    /// `InvalidState` when the domain is off. It runs on after a failure.
+    pub fn managed_save(&self, id: VmId) -> Result<(), LibvirtError> {
+        self.on_domain("save domain", id, |d| {
+            d.managed_save(sys::VIR_DOMAIN_SAVE_RUNNING)
+        })
+        .map(drop)
+    }
+
+    /// Gives up the domain's saved memory; none is success.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of any call.
+    pub fn discard_managed_save(&self, id: VmId) -> Result<(), LibvirtError> {
+        const WHAT: &str = "discard domain's saved memory";
+        if self.on_domain(WHAT, id, |d| d.has_managed_save(0))? {
+            self.on_domain(WHAT, id, |d| d.managed_save_remove(0))?;
+        }
+        Ok(())
+    }
+
+    /// Writes title, description and our metadata, into the definition and
+    /// into what runs. A repeat does nothing.
+    ///
+    /// Three calls: after a failure some may have been written.
+    ///
+    /// # Errors
+    /// `Invalid` for text that XML can't carry: nothing was changed then.
+    pub fn set_metadata(
+        &self,
+        id: VmId,
+        metadata: &Metadata,
+        title: &str,
+        description: &str,
+    ) -> Result<(), LibvirtError> {
+        const WHAT: &str = "write domain's metadata";
+        let element = write::metadata(metadata)
+            .and_then(|element| {
+                xml::check_title(title)?;
+                xml::check_text(description)?;
+                Ok(element)
+            })
+            .map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Invalid, e))?;
+        let mut flags = sys::VIR_DOMAIN_AFFECT_CURRENT;
+        if self.power(id)?.is_active() {
+            flags |= sys::VIR_DOMAIN_AFFECT_LIVE;
+        }
+        if self.on_domain(WHAT, id, Domain::is_persistent)? {
+            flags |= sys::VIR_DOMAIN_AFFECT_CONFIG;
+        }
+        let some = |text| Some(text).filter(|text: &&str| !text.is_empty());
+        for (kind, text) in [
+            (sys::VIR_DOMAIN_METADATA_TITLE, some(title)),
+            (sys::VIR_DOMAIN_METADATA_DESCRIPTION, some(description)),
+        ] {
+            self.on_domain(WHAT, id, |d| {
+                d.set_metadata(constant(kind), text, None, None, flags)
+            })?;
+        }
+        self.on_domain(WHAT, id, |d| {
+            d.set_metadata(
+                constant(sys::VIR_DOMAIN_METADATA_ELEMENT),
+                Some(&element),
+                Some(xml::METADATA_PREFIX),
+                Some(xml::METADATA_NAMESPACE),
+                flags,
+            )
+        })
+    }
+
+    /// Where the domain's display can be reached now; `None` when it has none,
+    /// or is off.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of any call; nothing is changed.
+    pub fn vnc(&self, id: VmId) -> Result<Option<VncEndpoint>, LibvirtError> {
+        const WHAT: &str = "read domain's display";
+        let live = self.on_domain(WHAT, id, |d| d.xml_desc(0))?;
+        read::vnc(&live).map_err(|e| unreadable(WHAT, e))
+    }
+
+    /// Sets the password of the running domain's display, until `valid_until`
+    /// or, without it, until the domain ends. It replaces the one before, and
+    /// is not written into the definition.
+    ///
+    /// # Errors
+    /// `Invalid` for a password that RFB can't carry (1 to 8 printable ASCII
+    /// characters); `InvalidState` when there is no display now. The password
+    /// is never in the error.
+    pub fn set_vnc_password(
+        &self,
+        id: VmId,
+        password: &str,
+        valid_until: Option<Timestamp>,
+    ) -> Result<(), LibvirtError> {
+        const WHAT: &str = "set display's password";
+        let live = self.on_domain(WHAT, id, |d| d.xml_desc(0))?;
+        let endpoint = read::vnc(&live)
+            .map_err(|e| unreadable(WHAT, e))?
+            .ok_or_else(|| {
+                LibvirtError::refused(WHAT, ErrorKind::InvalidState, "no display is open")
+            })?;
+        let device = write::vnc_password(&endpoint, password, valid_until)
+            .map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Invalid, e))?;
+        self.on_domain(WHAT, id, |d| {
+            d.update_device_flags(&device, sys::VIR_DOMAIN_AFFECT_LIVE)
+        })
+        .map_err(|error| LibvirtError {
+            // libvirt quotes what it can't parse.
+            message: error.message.replace(password, "***"),
+            ..error
+        })
+    }
+
+    /// Whether the guest's agent has its end of the channel open.
+    ///
+    /// # Errors
+    /// `NotFound`, and those of any call; nothing is changed.
+    pub fn agent_connected(&self, id: VmId) -> Result<bool, LibvirtError> {
+        const WHAT: &str = "read agent's channel";
+        let live = self.on_domain(WHAT, id, |d| d.xml_desc(0))?;
+        read::agent_connected(&live).map_err(|e| unreadable(WHAT, e))
+    }
+}
+
+fn unreadable(operation: &'static str, error: read::Unreadable) -> LibvirtError {
+    LibvirtError::refused(operation, ErrorKind::Other, error)
+}
+
+/// libvirt's constants are unsigned; some of its arguments are not.
+fn constant(value: u32) -> i32 {
+    i32::try_from(value).expect("libvirt's constants fit")
+}
+
+/// Turns "no such domain" into `None`.
+fn present<T>(answer: Result<T, LibvirtError>) -> Result<Option<T>, LibvirtError> {
+    match answer {
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+type RawState = (virt::domain::DomainStateEnum, Enum<DomainStateReason, i32>);
+
+/// The virt crate's `state` never fails: it leaves -1 where libvirt did.
+fn raw_state(domain: &Domain) -> Result<RawState, VirtError> {
+    let (state, reason) = domain.state()?;
+    if state == Enum::Unknown(u32::MAX) {
+        return Err(VirtError::last_error());
+    }
+    Ok((state, reason))
+}
+
+fn power_of(state: virt::domain::DomainStateEnum, reason: Enum<DomainStateReason, i32>) -> Power {
+    let (Enum::Known(state), Enum::Known(reason)) = (state, reason) else {
+        return Power::Unknown;
+    };
+    match (state, reason) {
+        (VirtState::Running, DomainStateReason::Running(reason)) => {
+            Power::Running(run_reason(reason.known()))
+        }
+        (VirtState::Running | VirtState::Blocked, _) => Power::Running(RunReason::Unknown),
+        (VirtState::Paused, DomainStateReason::Paused(reason)) => {
+            Power::Paused(pause_reason(reason.known()))
+        }
+        (VirtState::Paused, _) => Power::Paused(PauseReason::Unknown),
+        (VirtState::Shutoff, DomainStateReason::Shutoff(reason)) => {
+            Power::Off(off_reason(reason.known()))
+        }
+        (VirtState::Shutoff, _) => Power::Off(OffReason::Unknown),
+        (VirtState::Shutdown, _) => Power::ShuttingDown,
+        (VirtState::Crashed, _) => Power::Crashed,
+        (VirtState::PMSuspended, _) => Power::Asleep,
+        (VirtState::NoState, _) => Power::Unknown,
+    }
+}
+
+fn run_reason(reason: Option<DomainRunningReason>) -> RunReason {
+    match reason {
+        Some(DomainRunningReason::Booted) => RunReason::Booted,
+        Some(DomainRunningReason::Restored) => RunReason::Restored,
+        Some(DomainRunningReason::Unpaused) => RunReason::Unpaused,
+        Some(
+            DomainRunningReason::Migrated
+            | DomainRunningReason::MigrationCancelled
+            | DomainRunningReason::PostCopy
+            | DomainRunningReason::PostCopyFailed,
+        ) => RunReason::Migrated,
+        Some(DomainRunningReason::FromSnapshot) => RunReason::FromSnapshot,
+        Some(DomainRunningReason::SaveCancelled) => RunReason::SaveCancelled,
+        Some(DomainRunningReason::Wakeup) => RunReason::Wakeup,
+        Some(DomainRunningReason::Crashed) => RunReason::Crashed,
+        Some(DomainRunningReason::Unknown) | None => RunReason::Unknown,
+    }
+}
+
+fn pause_reason(reason: Option<DomainPausedReason>) -> PauseReason {
+    match reason {
+        Some(DomainPausedReason::User) => PauseReason::Request,
+        Some(
+            DomainPausedReason::Migration
+            | DomainPausedReason::PostCopy
+            | DomainPausedReason::PostCopyFailed,
+        ) => PauseReason::Migration,
+        Some(DomainPausedReason::Save) => PauseReason::Saving,
+        Some(DomainPausedReason::Dump) => PauseReason::Dumping,
+        Some(DomainPausedReason::IOError) => PauseReason::IoError,
+        Some(DomainPausedReason::Watchdog) => PauseReason::Watchdog,
+        Some(DomainPausedReason::FromSnapshot | DomainPausedReason::Snapshot) => {
+            PauseReason::Snapshot
+        }
+        Some(DomainPausedReason::ShuttingDown) => PauseReason::ShuttingDown,
+        Some(DomainPausedReason::Crashed) => PauseReason::Crashed,
+        Some(DomainPausedReason::StartingUp) => PauseReason::StartingUp,
+        Some(DomainPausedReason::APIError) => PauseReason::ApiError,
+        Some(DomainPausedReason::Unknown) | None => PauseReason::Unknown,
+    }
+}
+
+fn off_reason(reason: Option<DomainShutoffReason>) -> OffReason {
+    match reason {
+        Some(DomainShutoffReason::Shutdown) => OffReason::Shutdown,
+        Some(DomainShutoffReason::Destroyed) => OffReason::Destroyed,
+        Some(DomainShutoffReason::Crashed) => OffReason::Crashed,
+        Some(DomainShutoffReason::Migrated) => OffReason::Migrated,
+        Some(DomainShutoffReason::Saved) => OffReason::Saved,
+        Some(DomainShutoffReason::Failed) => OffReason::Failed,
+        Some(DomainShutoffReason::FromSnapshot) => OffReason::FromSnapshot,
+        Some(DomainShutoffReason::Daemon) => OffReason::Daemon,
+        Some(DomainShutoffReason::Unknown) | None => OffReason::Unknown,
+    }
+}

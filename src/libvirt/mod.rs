@@ -1,0 +1,38 @@
+//! The adapter to libvirt: synchronous, blocking, and the only place that
+//! knows what a *domain* is.
+//!
+//! A [`Host`] is one generation of connections to one hypervisor. Its calls
+//! block; callers bring the threads and the deadlines. Every domain is named
+//! by its [`VmId`](crate::model::ids::VmId), which is the domain's UUID, and is
+//! looked up anew for each call, so that no libvirt object outlives a call.
+//!
+//! The invariant: a [`Host`] never reconnects. When its connection is gone,
+//! each call says so ([`ErrorKind::Unreachable`] when nothing was sent,
+//! [`ErrorKind::Interrupted`] when the outcome is unknown), `on_close` is
+//! called once, and the owner opens a new [`Host`].
+//!
+//! It takes no decisions: it does not retry, does not wait for a guest, and
+//! does not know which changes of state are allowed.
+
+mod capabilities;
+mod connection;
+mod domain;
+mod error;
+mod events;
+mod ffi;
+mod screenshot;
+mod uri;
+pub mod xml;
+
+pub use capabilities::{HostFacts, Version};
+pub use connection::{Callbacks, Host};
+pub use domain::{
+    DomainState, OffReason, PauseReason, Power, RebootMethod, RunReason, ShutdownMethod,
+};
+pub use error::{ErrorKind, LibvirtError};
+pub use events::{CloseReason, DomainChange, DomainEvent, IoErrorAction, StartedBy, SuspendedBy};
+pub use uri::{HypervisorKind, HypervisorUri, UriError};
+pub use xml::{
+    AttachedDisk, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec,
+    VncEndpoint, VncSpec, XmlError,
+};

@@ -1,0 +1,23 @@
+//! Domains as XML: what we write, and what we read back.
+//!
+//! XML is only ever made by the writer, from values: no text is pasted into
+//! it. What XML 1.0 can't carry (control characters) is refused, because there
+//! is no way to escape it.
+
+mod element;
+pub(super) mod read;
+mod spec;
+pub(super) mod write;
+
+pub use element::{check_text, check_title};
+pub use read::{AttachedDisk, VncEndpoint};
+pub use spec::{
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
+};
+
+/// The namespace of our element in a domain's metadata.
+pub const METADATA_NAMESPACE: &str = "urn:kvmlet:domain:1";
+/// The prefix that goes with it.
+pub(super) const METADATA_PREFIX: &str = "kvmlet";
+/// The channel of QEMU's guest agent.
+const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";

@@ -1,0 +1,172 @@
+//! Reads what libvirt says in XML. Unknown elements are skipped: libvirt adds
+//! some with each release.
+
+use super::AGENT_CHANNEL;
+use super::spec::Metadata;
+use roxmltree::{Document, Node};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// XML of libvirt's that can't be understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(in super::super) enum Unreadable {
+    /// Not well-formed.
+    #[error("libvirt's XML can't be parsed: {0}")]
+    Malformed(#[from] roxmltree::Error),
+    /// A part that must be there is not.
+    #[error("libvirt's XML has no readable {0}")]
+    Missing(&'static str),
+}
+
+/// A disk in a domain's definition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedDisk {
+    /// What the guest calls it, such as `vda`.
+    pub target: String,
+    /// Its file, or the `pool/image` of an RBD disk; `None` for an empty drive.
+    pub source: Option<String>,
+    /// Its serial number.
+    pub serial: Option<String>,
+}
+
+/// Where a running domain's display can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VncEndpoint {
+    /// The address that QEMU listens on.
+    pub address: IpAddr,
+    /// The TCP port.
+    pub port: u16,
+}
+
+pub(in super::super) struct Capabilities {
+    pub(in super::super) arch: String,
+    pub(in super::super) machines: Vec<String>,
+}
+
+pub(in super::super) struct DomainCapabilities {
+    pub(in super::super) emulator: Option<PathBuf>,
+    pub(in super::super) uefi: bool,
+}
+
+fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|n| n.has_tag_name(name))
+}
+
+/// The node at the end of a path of element names.
+fn at<'a, 'i>(node: Node<'a, 'i>, path: &[&str]) -> Option<Node<'a, 'i>> {
+    path.iter().try_fold(node, |node, name| child(node, name))
+}
+
+/// Every element called `name` among a domain's devices.
+fn devices<'a, 'i>(
+    document: &'a Document<'i>,
+    name: &'a str,
+) -> impl Iterator<Item = Node<'a, 'i>> {
+    child(document.root_element(), "devices")
+        .into_iter()
+        .flat_map(move |devices| devices.children().filter(move |n| n.has_tag_name(name)))
+}
+
+/// Our metadata element. libvirt returns it with or without its namespace.
+pub(in super::super) fn metadata(xml: &str) -> Result<Metadata, Unreadable> {
+    let document = Document::parse(xml)?;
+    let vm = document.root_element();
+    let id = vm.attribute("id").and_then(|id| id.parse().ok());
+    let generation = vm.attribute("generation").and_then(|g| g.parse().ok());
+    Ok(Metadata {
+        id: id.ok_or(Unreadable::Missing("id"))?,
+        generation: generation.ok_or(Unreadable::Missing("generation"))?,
+        record: vm
+            .children()
+            .filter_map(|n| n.is_text().then(|| n.text()).flatten())
+            .collect(),
+    })
+}
+
+pub(in super::super) fn disks(xml: &str) -> Result<Vec<AttachedDisk>, Unreadable> {
+    let document = Document::parse(xml)?;
+    devices(&document, "disk")
+        .map(|disk| {
+            let source = child(disk, "source");
+            Ok(AttachedDisk {
+                target: child(disk, "target")
+                    .and_then(|t| t.attribute("dev"))
+                    .ok_or(Unreadable::Missing("disk target"))?
+                    .to_owned(),
+                source: source
+                    .and_then(|s| ["file", "dev", "name"].iter().find_map(|a| s.attribute(*a)))
+                    .map(str::to_owned),
+                serial: child(disk, "serial")
+                    .and_then(|s| s.text())
+                    .map(str::to_owned),
+            })
+        })
+        .collect()
+}
+
+/// The display's address, while one is open: libvirt gives a domain that is
+/// off the port -1.
+pub(in super::super) fn vnc(xml: &str) -> Result<Option<VncEndpoint>, Unreadable> {
+    let document = Document::parse(xml)?;
+    let Some(display) = devices(&document, "graphics").find(|g| g.attribute("type") == Some("vnc"))
+    else {
+        return Ok(None);
+    };
+    let port = display.attribute("port").and_then(|p| p.parse().ok());
+    let Some(port) = port.filter(|port| *port != 0) else {
+        return Ok(None);
+    };
+    let address = child(display, "listen")
+        .and_then(|l| l.attribute("address"))
+        .or_else(|| display.attribute("listen"))
+        .and_then(|a| a.parse().ok())
+        .ok_or(Unreadable::Missing("display address"))?;
+    Ok(Some(VncEndpoint { address, port }))
+}
+
+pub(in super::super) fn agent_connected(xml: &str) -> Result<bool, Unreadable> {
+    let document = Document::parse(xml)?;
+    Ok(devices(&document, "channel")
+        .filter_map(|channel| child(channel, "target"))
+        .any(|target| {
+            target.attribute("name") == Some(AGENT_CHANNEL)
+                && target.attribute("state") == Some("connected")
+        }))
+}
+
+pub(in super::super) fn capabilities(xml: &str) -> Result<Capabilities, Unreadable> {
+    let document = Document::parse(xml)?;
+    let root = document.root_element();
+    let arch = at(root, &["host", "cpu", "arch"])
+        .and_then(|a| a.text())
+        .ok_or(Unreadable::Missing("host architecture"))?
+        .to_owned();
+    let mut machines = Vec::new();
+    for guest in root.children().filter(|n| n.has_tag_name("guest")) {
+        let for_host = child(guest, "arch").filter(|a| a.attribute("name") == Some(&*arch));
+        for machine in for_host.iter().flat_map(|a| a.descendants()) {
+            if let Some(name) = machine.text().filter(|_| machine.has_tag_name("machine")) {
+                if !machines.iter().any(|known| known == name) {
+                    machines.push(name.to_owned());
+                }
+            }
+        }
+    }
+    Ok(Capabilities { arch, machines })
+}
+
+pub(in super::super) fn domain_capabilities(xml: &str) -> Result<DomainCapabilities, Unreadable> {
+    let document = Document::parse(xml)?;
+    let root = document.root_element();
+    let emulator = child(root, "path").and_then(|p| p.text());
+    let uefi = child(root, "os").is_some_and(|os| {
+        os.children()
+            .filter(|n| n.has_tag_name("enum") && n.attribute("name") == Some("firmware"))
+            .flat_map(|n| n.children())
+            .any(|value| value.text() == Some("efi"))
+    });
+    Ok(DomainCapabilities {
+        emulator: emulator.map(PathBuf::from),
+        uefi,
+    })
+}
