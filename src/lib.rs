@@ -7,3 +7,4 @@
 //! `tests/architecture.rs` keeps it true.
 
 pub mod model;
+pub mod storage;
