@@ -9,3 +9,4 @@
 pub mod libvirt;
 pub mod model;
 pub mod proto;
+pub mod storage;

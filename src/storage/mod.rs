@@ -1,0 +1,216 @@
+//! Storage: where images and volumes live.
+//!
+//! A [`Pool`] is one place that holds them. The trait is narrow on purpose: it
+//! says what a VM's life needs, not how a backend does it, so that a directory
+//! of qcow2 files and a Ceph pool can both be one.
+//!
+//! Invariant: a name in a pool's images or volumes always belongs to a whole
+//! file. Everything is made under another name, synced, and renamed into place,
+//! so a crash at any moment leaves either nothing or the finished thing, and at
+//! most a temporary file that [`Pool::sweep_temporary`] finds.
+//!
+//! Everything here blocks: the service calls it from its bounded pool of
+//! threads. It keeps no record of what should exist; that is the journal's.
+
+mod command;
+mod durable;
+mod error;
+pub mod inspect;
+mod qcow2;
+mod qemu_img;
+mod qemu_lock;
+pub mod source;
+mod task;
+
+pub use error::{BadImageKind, StorageError, StorageErrorKind};
+pub use qcow2::Qcow2Pool;
+pub use source::{CheckedSource, ImageSource, SourcePolicy, SourceRequest, UrlPrefix};
+pub use task::Task;
+
+use crate::model::bytes::Bytes;
+use crate::model::ids::{ImageId, VolumeId};
+use crate::model::volume::{DiskSource, PoolKind};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// One place that holds images and volumes.
+///
+/// Calls on different ids may run at the same time. Two calls that make or
+/// remove the same id are the caller's to serialise; if they meet all the same,
+/// one of them wins whole and the other fails, and no file is half made.
+pub trait Pool: Send + Sync {
+    /// Returns the name that the configuration gives it.
+    fn name(&self) -> &str;
+
+    /// Returns what it is made of.
+    fn kind(&self) -> PoolKind;
+
+    /// Takes the pool for this process, makes what is missing in it, and proves
+    /// by writing that it can be used; called once at start, repeats are free.
+    ///
+    /// Fails with `InUse` when another process holds the pool.
+    fn prepare(&self) -> Result<(), StorageError>;
+
+    /// Tells whether guests may bypass the host's page cache (`cache=none`);
+    /// known after [`Pool::prepare`], false before.
+    fn direct_io(&self) -> bool;
+
+    /// Measures how much it can hold and how much is free.
+    fn usage(&self) -> Result<PoolUsage, StorageError>;
+
+    /// Returns the folder on this host in which imports into this pool are
+    /// fetched and checked before they become images.
+    fn scratch(&self) -> &Path;
+
+    /// Measures an image; `None` when the pool doesn't have it.
+    fn image(&self, id: ImageId) -> Result<Option<ImageFile>, StorageError>;
+
+    /// Makes an image from a source that passed its checks.
+    ///
+    /// The source is read under CPU and memory limits. An image that is already
+    /// there is measured and returned as it is. Progress counts bytes of the
+    /// virtual disk. Fails with `Full` before anything is written when the pool
+    /// hasn't the space that the image could take.
+    fn put_image(
+        &self,
+        id: ImageId,
+        source: &CheckedSource,
+        task: &Task,
+    ) -> Result<ImageFile, StorageError>;
+
+    /// Caches an image that another pool holds, found by that pool's
+    /// [`Pool::image_source`]; already there is success.
+    fn copy_image_from(
+        &self,
+        id: ImageId,
+        source: &DiskSource,
+        task: &Task,
+    ) -> Result<ImageFile, StorageError>;
+
+    /// Returns the volumes of this pool that are overlays on an image.
+    fn volumes_on(&self, id: ImageId) -> Result<Vec<VolumeId>, StorageError>;
+
+    /// Removes an image; absent is success. Fails with `InUse` while a volume
+    /// of this pool is an overlay on it or a process has it open as a disk.
+    fn delete_image(&self, id: ImageId) -> Result<(), StorageError>;
+
+    /// Returns where QEMU finds an image; doesn't look whether it is there.
+    fn image_source(&self, id: ImageId) -> DiskSource;
+
+    /// Makes a volume that starts as a copy of an image of this pool, at a cost
+    /// that doesn't depend on the image's size.
+    ///
+    /// `size` is rounded up to whole sectors of 512 bytes; `BadSize` when that
+    /// is less than the image. `NotFound` when the pool hasn't the image. The
+    /// same volume already there is success, another one is `Exists`.
+    fn create_overlay(
+        &self,
+        id: VolumeId,
+        image: ImageId,
+        size: Bytes,
+        task: &Task,
+    ) -> Result<VolumeFile, StorageError>;
+
+    /// Makes a volume of zeroes; sizes and repeats as in
+    /// [`Pool::create_overlay`].
+    fn create_empty(
+        &self,
+        id: VolumeId,
+        size: Bytes,
+        task: &Task,
+    ) -> Result<VolumeFile, StorageError>;
+
+    /// Measures a volume; `None` when the pool doesn't have it. Cheap: no child
+    /// process, and a running guest is not disturbed.
+    fn volume(&self, id: VolumeId) -> Result<Option<VolumeFile>, StorageError>;
+
+    /// Removes a volume and its data for ever; absent is success. Fails with
+    /// `InUse` while a process has it open as a disk.
+    fn delete_volume(&self, id: VolumeId) -> Result<(), StorageError>;
+
+    /// Returns where QEMU finds a volume; doesn't look whether it is there.
+    fn volume_source(&self, id: VolumeId) -> DiskSource;
+
+    /// Lists everything in the pool, also what isn't ours, in no order.
+    fn entries(&self) -> Result<Vec<Entry>, StorageError>;
+
+    /// Removes what a former process left half made, and returns the names.
+    ///
+    /// Downloads of the imports in `keep` stay, to be resumed. To be called
+    /// before the first image or volume is made, because work in progress looks
+    /// the same.
+    fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError>;
+}
+
+/// How much a pool can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolUsage {
+    /// All of it.
+    pub capacity: Bytes,
+    /// What can still be written by this process.
+    pub free: Bytes,
+}
+
+/// An image as its pool holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageFile {
+    /// What a guest would see.
+    pub virtual_size: Bytes,
+    /// Space that it takes in the pool.
+    pub actual_size: Bytes,
+}
+
+/// A volume as its pool holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeFile {
+    /// What the guest sees.
+    pub virtual_size: Bytes,
+    /// Space that it takes in the pool.
+    pub actual_size: Bytes,
+    /// What it reads where it has no data of its own.
+    pub backing: Backing,
+}
+
+/// What a volume reads where it has no data of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// Zeroes.
+    Nothing,
+    /// An image of the same pool.
+    Image(ImageId),
+    /// Something that this pool didn't make, as its header names it.
+    Foreign(String),
+}
+
+/// One thing in a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is, as far as its name tells.
+    pub kind: EntryKind,
+    /// Its name inside the pool.
+    pub name: String,
+    /// Space that it takes in the pool; for a folder, without what is in it.
+    pub actual_size: Bytes,
+    /// When it was last written.
+    pub modified: SystemTime,
+}
+
+/// What a thing in a pool is, as far as its name tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A volume, finished.
+    Volume(VolumeId),
+    /// An image, finished.
+    Image(ImageId),
+    /// Something being made, or left half made by a former process.
+    Temporary,
+    /// Not ours.
+    Unknown,
+}
+
+/// Returns the path of a source that is a file of this host.
+fn local_path(source: &DiskSource) -> PathBuf {
+    match source {
+        DiskSource::File(path) => path.clone(),
+    }
+}

@@ -1,0 +1,576 @@
+//! A pool that is a folder of qcow2 files.
+//!
+//! ```text
+//! <pool>/images/<image id>.qcow2     cached bases, 0444, never changed
+//! <pool>/volumes/<volume id>.qcow2   overlays on ../images/…, or empty disks
+//! <pool>/tmp/                        what is being made
+//! <pool>/.kvmlet.lock                held by the one process that uses it
+//! ```
+//!
+//! Backing files are named relative to the volume, so a pool may be moved or
+//! mounted elsewhere. The folders can be entered by the user that QEMU runs as
+//! (libvirt gives it the volumes, one by one), but not listed by it.
+
+use super::durable::{self, make_folder, publish, sync_folder, temporary};
+use super::error::{StorageError, StorageErrorKind};
+use super::inspect::{DEFAULT_MAX_VIRTUAL_SIZE, Qcow2Header, SECTOR, inspect};
+use super::source::CheckedSource;
+use super::task::Task;
+use super::{
+    Backing, Entry, EntryKind, ImageFile, Pool, PoolUsage, VolumeFile, local_path, qemu_img,
+    qemu_lock,
+};
+use crate::model::bytes::Bytes;
+use crate::model::ids::{ImageId, VolumeId};
+use crate::model::image::ImageFormat;
+use crate::model::volume::{DiskSource, PoolKind};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::statvfs::statvfs;
+use std::collections::HashSet;
+use std::fs::{DirEntry, File, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+const LOCK: &str = ".kvmlet.lock";
+const IMAGES: &str = "images";
+const VOLUMES: &str = "volumes";
+const TEMPORARY: &str = "tmp";
+const SUFFIX: &str = ".qcow2";
+
+const IMAGE_MODE: u32 = 0o444;
+/// libvirt gives a volume to QEMU's user before a guest starts.
+const VOLUME_MODE: u32 = 0o600;
+
+/// A folder of qcow2 files on this host.
+#[derive(Debug)]
+pub struct Qcow2Pool {
+    name: String,
+    path: PathBuf,
+    images: PathBuf,
+    volumes: PathBuf,
+    temporary: PathBuf,
+    direct_io: AtomicBool,
+    lock: Mutex<Option<Flock<File>>>,
+}
+
+impl Qcow2Pool {
+    /// Names a pool in the folder `path`, an absolute one; touches nothing.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self {
+            name: name.into(),
+            images: path.join(IMAGES),
+            volumes: path.join(VOLUMES),
+            temporary: path.join(TEMPORARY),
+            path,
+            direct_io: AtomicBool::new(false),
+            lock: Mutex::new(None),
+        }
+    }
+
+    fn image_path(&self, id: ImageId) -> PathBuf {
+        self.images.join(format!("{id}{SUFFIX}"))
+    }
+
+    fn volume_path(&self, id: VolumeId) -> PathBuf {
+        self.volumes.join(format!("{id}{SUFFIX}"))
+    }
+
+    /// Takes the lock for this process.
+    fn take(&self) -> Result<Flock<File>, StorageError> {
+        let path = self.path.join(LOCK);
+        let failed = |e| StorageError::io(format!("locking {}", path.display()), e);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        lock.map_err(|(file, errno)| match errno {
+            Errno::EWOULDBLOCK => {
+                let mut holder = String::new();
+                let _ = file.take(32).read_to_string(&mut holder);
+                StorageError::new(
+                    StorageErrorKind::InUse,
+                    format!(
+                        "the pool {} in {} belongs to another kvmlet, process {}",
+                        self.name,
+                        self.path.display(),
+                        holder.trim()
+                    ),
+                )
+            }
+            errno => failed(errno.into()),
+        })
+    }
+
+    /// Writes and reads one block past the page cache; false where the file
+    /// system can't.
+    fn probe(&self) -> Result<bool, StorageError> {
+        let failed = |e| StorageError::io(format!("writing in {}", self.temporary.display()), e);
+        let file = temporary(&self.temporary, "probe-")?;
+        let mut plain = OpenOptions::new().write(true).open(&file).map_err(failed)?;
+        plain
+            .write_all(&[1; BLOCK])
+            .and_then(|()| plain.sync_all())
+            .map_err(failed)?;
+        let direct = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_DIRECT.bits())
+            .open(&file);
+        let Ok(direct) = direct else {
+            return Ok(false);
+        };
+        // Direct I/O needs aligned memory: take the aligned part of a larger
+        // piece.
+        let mut memory = vec![2_u8; 2 * BLOCK];
+        let start = memory.as_ptr().align_offset(BLOCK);
+        let block = &mut memory[start..start + BLOCK];
+        Ok(direct
+            .write_all_at(block, 0)
+            .and_then(|()| direct.read_exact_at(block, 0))
+            .is_ok())
+    }
+
+    /// Makes a volume's file, unless the same one is there.
+    fn create(
+        &self,
+        id: VolumeId,
+        size: Bytes,
+        image: Option<ImageId>,
+        task: &Task,
+    ) -> Result<VolumeFile, StorageError> {
+        let size = size
+            .round_up(SECTOR)
+            .filter(|&size| size > Bytes::ZERO && size <= DEFAULT_MAX_VIRTUAL_SIZE)
+            .ok_or_else(|| {
+                StorageError::new(StorageErrorKind::BadSize, format!("a volume of {size}"))
+            })?;
+        let backing = image.map_or(Backing::Nothing, Backing::Image);
+        if let Some(there) = self.volume(id)? {
+            return same_volume(id, there, size, &backing);
+        }
+        let file = temporary(&self.temporary, &format!("volume-{id}-"))?;
+        let base = image.map(|image| format!("../{IMAGES}/{image}{SUFFIX}"));
+        qemu_img::create(&file, size, base.as_deref(), task)?;
+        match publish(file, VOLUME_MODE, &self.volume_path(id)) {
+            Err(e) if e.kind() != StorageErrorKind::Exists => return Err(e),
+            // Somebody was faster, or we were: either way, look what is there.
+            _ => {}
+        }
+        let there = self.volume(id)?.ok_or_else(|| {
+            StorageError::new(StorageErrorKind::Io, format!("the volume {id} vanished"))
+        })?;
+        same_volume(id, there, size, &backing)
+    }
+
+    /// Gives a finished image its name.
+    fn publish_image(
+        &self,
+        id: ImageId,
+        file: tempfile::TempPath,
+    ) -> Result<ImageFile, StorageError> {
+        match publish(file, IMAGE_MODE, &self.image_path(id)) {
+            Err(e) if e.kind() != StorageErrorKind::Exists => return Err(e),
+            _ => {}
+        }
+        self.image(id)?.ok_or_else(|| {
+            StorageError::new(StorageErrorKind::Io, format!("the image {id} vanished"))
+        })
+    }
+
+    /// Fails with `Full` when less than this is free.
+    fn need(&self, needed: Bytes, what: &str) -> Result<(), StorageError> {
+        let free = self.usage()?.free;
+        if needed > free {
+            let message = format!("{what} may take {needed}, {free} are free in {}", self.name);
+            return Err(StorageError::new(StorageErrorKind::Full, message));
+        }
+        Ok(())
+    }
+
+    /// Removes a disk file that no QEMU has open.
+    fn remove(&self, path: &Path) -> Result<(), StorageError> {
+        let failed = |e| StorageError::io(format!("removing {}", path.display()), e);
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(failed(e)),
+        };
+        if qemu_lock::is_held(&file).map_err(|e| failed(e.into()))? {
+            let message = format!("a process uses {} as a disk", path.display());
+            return Err(StorageError::new(StorageErrorKind::InUse, message));
+        }
+        durable::remove(path)
+    }
+
+    fn list(
+        &self,
+        folder: &Path,
+        entries: &mut Vec<Entry>,
+        kind: impl Fn(&str) -> Option<EntryKind>,
+    ) -> Result<(), StorageError> {
+        for (entry, found) in read_folder(folder)? {
+            let path = entry.path();
+            let file_name = entry.file_name();
+            // A name that isn't text is not one of ours.
+            let known = match file_name.to_str() {
+                Some(name) => kind(name),
+                None => Some(EntryKind::Unknown),
+            };
+            let Some(kind) = known else {
+                continue;
+            };
+            entries.push(Entry {
+                kind: if found.is_file() {
+                    kind
+                } else {
+                    EntryKind::Unknown
+                },
+                name: path
+                    .strip_prefix(&self.path)
+                    .unwrap_or(&path)
+                    .display()
+                    .to_string(),
+                actual_size: on_disk(&found),
+                modified: found
+                    .modified()
+                    .map_err(|e| StorageError::io(format!("reading {}", path.display()), e))?,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Pool for Qcow2Pool {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> PoolKind {
+        PoolKind::Qcow2
+    }
+
+    fn prepare(&self) -> Result<(), StorageError> {
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            let failed = |e| StorageError::io(format!("making {}", self.path.display()), e);
+            if let Some(parent) = self.path.parent() {
+                std::fs::create_dir_all(parent).map_err(failed)?;
+            }
+            make_folder(&self.path, 0o711)?;
+            let mut lock = self.take()?;
+            let holder = std::process::id().to_string();
+            lock.set_len(0)
+                .and_then(|()| lock.write_all(holder.as_bytes()))
+                .map_err(failed)?;
+            make_folder(&self.images, 0o755)?;
+            make_folder(&self.volumes, 0o711)?;
+            make_folder(&self.temporary, 0o700)?;
+            let device = |path: &Path| path.metadata().map(|found| found.dev()).map_err(failed);
+            let home = device(&self.temporary)?;
+            if device(&self.images)? != home || device(&self.volumes)? != home {
+                return Err(StorageError::new(
+                    StorageErrorKind::Io,
+                    format!("{} spans several file systems", self.path.display()),
+                ));
+            }
+            self.direct_io.store(self.probe()?, Ordering::Relaxed);
+            *held = Some(lock);
+        }
+        Ok(())
+    }
+
+    fn direct_io(&self) -> bool {
+        self.direct_io.load(Ordering::Relaxed)
+    }
+
+    fn usage(&self) -> Result<PoolUsage, StorageError> {
+        let found = statvfs(&self.path).map_err(|e| {
+            StorageError::io(format!("measuring {}", self.path.display()), e.into())
+        })?;
+        let bytes = |blocks: u64| Bytes(blocks.saturating_mul(found.fragment_size()));
+        Ok(PoolUsage {
+            capacity: bytes(found.blocks()),
+            free: bytes(found.blocks_available()),
+        })
+    }
+
+    fn scratch(&self) -> &Path {
+        &self.temporary
+    }
+
+    fn image(&self, id: ImageId) -> Result<Option<ImageFile>, StorageError> {
+        let Some((header, found)) = read_header(&self.image_path(id))? else {
+            return Ok(None);
+        };
+        Ok(Some(ImageFile {
+            virtual_size: header.virtual_size,
+            actual_size: on_disk(&found),
+        }))
+    }
+
+    fn put_image(
+        &self,
+        id: ImageId,
+        source: &CheckedSource,
+        task: &Task,
+    ) -> Result<ImageFile, StorageError> {
+        if let Some(there) = self.image(id)? {
+            return Ok(there);
+        }
+        let size = source.virtual_size();
+        self.need(qemu_img::file_bound(size, source.data_size()), "the image")?;
+        let file = temporary(&self.temporary, &format!("image-{id}-"))?;
+        let data = source.data_size();
+        qemu_img::convert(source.path(), source.format(), &file, size, data, task)?;
+        verify(&file, size, task)?;
+        self.publish_image(id, file)
+    }
+
+    fn copy_image_from(
+        &self,
+        id: ImageId,
+        source: &DiskSource,
+        task: &Task,
+    ) -> Result<ImageFile, StorageError> {
+        if let Some(there) = self.image(id)? {
+            return Ok(there);
+        }
+        let path = local_path(source);
+        let reading = |e| StorageError::io(format!("reading {}", path.display()), e);
+        let mut from = File::open(&path).map_err(reading)?;
+        let total = from.metadata().map_err(reading)?.len();
+        let size = Qcow2Header::read(&mut from)?.virtual_size;
+        self.need(Bytes(total), "the copy of the image")?;
+        let file = temporary(&self.temporary, &format!("image-{id}-"))?;
+        let writing = |e| StorageError::io(format!("copying {}", path.display()), e);
+        let to = OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .map_err(writing)?;
+        let mut buffer = vec![0; 1 << 20];
+        let mut done = 0;
+        while done < total {
+            task.check()?;
+            let count = from.read_at(&mut buffer, done).map_err(reading)?;
+            if count == 0 {
+                break;
+            }
+            to.write_all_at(&buffer[..count], done).map_err(writing)?;
+            done += count as u64;
+            task.report(done, total);
+        }
+        verify(&file, size, task)?;
+        self.publish_image(id, file)
+    }
+
+    fn volumes_on(&self, id: ImageId) -> Result<Vec<VolumeId>, StorageError> {
+        let mut overlays = Vec::new();
+        for (entry, _) in read_folder(&self.volumes)? {
+            let Some(volume) = entry.file_name().to_str().and_then(id_in::<VolumeId>) else {
+                continue;
+            };
+            if self
+                .volume(volume)?
+                .is_some_and(|found| found.backing == Backing::Image(id))
+            {
+                overlays.push(volume);
+            }
+        }
+        Ok(overlays)
+    }
+
+    fn delete_image(&self, id: ImageId) -> Result<(), StorageError> {
+        if let Some(volume) = self.volumes_on(id)?.first() {
+            let message = format!("the volume {volume} is an overlay on the image {id}");
+            return Err(StorageError::new(StorageErrorKind::InUse, message));
+        }
+        self.remove(&self.image_path(id))
+    }
+
+    fn image_source(&self, id: ImageId) -> DiskSource {
+        DiskSource::File(self.image_path(id))
+    }
+
+    fn create_overlay(
+        &self,
+        id: VolumeId,
+        image: ImageId,
+        size: Bytes,
+        task: &Task,
+    ) -> Result<VolumeFile, StorageError> {
+        let base = self.image(image)?.ok_or_else(|| {
+            let message = format!("the pool {} has no image {image}", self.name);
+            StorageError::new(StorageErrorKind::NotFound, message)
+        })?;
+        if size < base.virtual_size {
+            let message = format!("{size} for an image of {}", base.virtual_size);
+            return Err(StorageError::new(StorageErrorKind::BadSize, message));
+        }
+        self.create(id, size, Some(image), task)
+    }
+
+    fn create_empty(
+        &self,
+        id: VolumeId,
+        size: Bytes,
+        task: &Task,
+    ) -> Result<VolumeFile, StorageError> {
+        self.create(id, size, None, task)
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<Option<VolumeFile>, StorageError> {
+        let Some((header, found)) = read_header(&self.volume_path(id))? else {
+            return Ok(None);
+        };
+        let backing = match header.backing_file {
+            None => Backing::Nothing,
+            Some(name) => {
+                let prefix = format!("../{IMAGES}/");
+                match name
+                    .strip_prefix(prefix.as_str())
+                    .and_then(id_in::<ImageId>)
+                {
+                    Some(image) => Backing::Image(image),
+                    None => Backing::Foreign(name),
+                }
+            }
+        };
+        let actual_size = on_disk(&found);
+        Ok(Some(VolumeFile {
+            virtual_size: header.virtual_size,
+            actual_size,
+            backing,
+        }))
+    }
+
+    fn delete_volume(&self, id: VolumeId) -> Result<(), StorageError> {
+        self.remove(&self.volume_path(id))
+    }
+
+    fn volume_source(&self, id: VolumeId) -> DiskSource {
+        DiskSource::File(self.volume_path(id))
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>, StorageError> {
+        let mut entries = Vec::new();
+        let ours = [LOCK, IMAGES, VOLUMES, TEMPORARY, "lost+found"];
+        self.list(&self.path, &mut entries, |name| {
+            (!ours.contains(&name)).then_some(EntryKind::Unknown)
+        })?;
+        self.list(&self.images, &mut entries, |name| {
+            Some(id_in(name).map_or(EntryKind::Unknown, EntryKind::Image))
+        })?;
+        self.list(&self.volumes, &mut entries, |name| {
+            Some(id_in(name).map_or(EntryKind::Unknown, EntryKind::Volume))
+        })?;
+        self.list(&self.temporary, &mut entries, |_| {
+            Some(EntryKind::Temporary)
+        })?;
+        Ok(entries)
+    }
+
+    fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
+        let kept: HashSet<String> = keep
+            .iter()
+            .flat_map(|id| [format!("{id}.part"), format!("{id}.part.json")])
+            .collect();
+        let mut removed = Vec::new();
+        for (entry, found) in read_folder(&self.temporary)? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if found.is_dir() || kept.contains(&name) {
+                continue;
+            }
+            std::fs::remove_file(entry.path())
+                .map_err(|e| StorageError::io(format!("removing {}", entry.path().display()), e))?;
+            removed.push(name);
+        }
+        if !removed.is_empty() {
+            sync_folder(&self.temporary)?;
+        }
+        Ok(removed)
+    }
+}
+
+/// The unit of direct I/O that every disk can do.
+const BLOCK: usize = 4096;
+
+/// Compares a volume that is there with the one that was asked for.
+fn same_volume(
+    id: VolumeId,
+    there: VolumeFile,
+    size: Bytes,
+    backing: &Backing,
+) -> Result<VolumeFile, StorageError> {
+    if there.virtual_size == size && there.backing == *backing {
+        return Ok(there);
+    }
+    let message = format!(
+        "the volume {id} exists with {}, {:?}",
+        there.virtual_size, there.backing
+    );
+    Err(StorageError::new(StorageErrorKind::Exists, message))
+}
+
+/// Checks an image that we made, as strictly as one from outside.
+fn verify(path: &Path, size: Bytes, task: &Task) -> Result<(), StorageError> {
+    let mut file =
+        File::open(path).map_err(|e| StorageError::io(format!("reading {}", path.display()), e))?;
+    let found = inspect(
+        &mut task.watch(&mut file),
+        ImageFormat::Qcow2,
+        Bytes(u64::MAX),
+    )?;
+    if found.virtual_size != size {
+        let message = format!("an image of {} came out as {}", size, found.virtual_size);
+        return Err(StorageError::new(StorageErrorKind::ToolFailed, message));
+    }
+    qemu_img::check(path, task)
+}
+
+/// Reads the header of a file of ours; `None` when it isn't there.
+fn read_header(path: &Path) -> Result<Option<(Qcow2Header, Metadata)>, StorageError> {
+    let failed = |e| StorageError::io(format!("reading {}", path.display()), e);
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    let found = file.metadata().map_err(failed)?;
+    Ok(Some((Qcow2Header::read(&mut file)?, found)))
+}
+
+/// Lists a folder; what vanishes meanwhile is left out.
+fn read_folder(folder: &Path) -> Result<Vec<(DirEntry, Metadata)>, StorageError> {
+    let failed = |e| StorageError::io(format!("listing {}", folder.display()), e);
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        match entry.metadata() {
+            Ok(found) => entries.push((entry, found)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(entries)
+}
+
+/// Reads the id in a file name of ours, in its one spelling.
+fn id_in<Id: std::str::FromStr + ToString>(name: &str) -> Option<Id> {
+    let text = name.strip_suffix(SUFFIX)?;
+    text.parse::<Id>().ok().filter(|id| id.to_string() == text)
+}
+
+/// The space that a file takes; the kernel counts it in units of 512 bytes.
+fn on_disk(found: &Metadata) -> Bytes {
+    Bytes(found.blocks().saturating_mul(512))
+}

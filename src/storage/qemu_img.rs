@@ -1,0 +1,167 @@
+//! The calls of `qemu-img` that kvmlet makes.
+//!
+//! Formats are always named, never guessed; only files of our own pools are
+//! passed, never a path or a name that a caller chose.
+
+use super::command::{Limits, run};
+use super::error::{BadImageKind, StorageError, StorageErrorKind};
+use super::task::Task;
+use crate::model::bytes::Bytes;
+use crate::model::image::ImageFormat;
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+/// What every file of ours is made with: the version that all supported QEMUs
+/// know, and nothing that needs repair after a crash or is allocated ahead.
+const OPTIONS: &str = "compat=1.1,cluster_size=65536,lazy_refcounts=off,preallocation=off";
+
+/// More than any conversion was seen to use, with room for threads' stacks.
+const MEMORY: Bytes = Bytes::gib(4);
+
+/// Makes an empty qcow2 file at `path`, over whatever file is there.
+///
+/// `backing` is stored as it is given and not opened; it is taken as relative
+/// to the file's folder.
+pub(crate) fn create(
+    path: &Path,
+    size: Bytes,
+    backing: Option<&str>,
+    task: &Task,
+) -> Result<(), StorageError> {
+    let mut arguments = words(&["create", "-q", "-f", "qcow2", "-o", OPTIONS]);
+    if let Some(backing) = backing {
+        arguments.extend(words(&["-u", "-F", "qcow2", "-b", backing]));
+    }
+    arguments.push(path.into());
+    arguments.push(size.get().to_string().into());
+    run("qemu-img", &arguments, None, task, |_| ())?
+        .success("qemu-img create")
+        .map(drop)
+}
+
+/// Converts a checked image into a qcow2 file of our own, under limits.
+///
+/// `data_size` is what the guest's data can take at most; the limits follow
+/// from it. Progress counts bytes of `virtual_size`.
+pub(crate) fn convert(
+    from: &Path,
+    format: ImageFormat,
+    to: &Path,
+    virtual_size: Bytes,
+    data_size: Bytes,
+    task: &Task,
+) -> Result<(), StorageError> {
+    let mut arguments = words(&["convert", "-p", "-f", format.as_str(), "-O", "qcow2"]);
+    arguments.extend(words(&["-o", OPTIONS]));
+    arguments.push(from.into());
+    arguments.push(to.into());
+    let limits = Limits {
+        memory: MEMORY,
+        // Unpacking runs at well over 10 MiB in a second of CPU time.
+        cpu: Duration::from_secs(
+            120 + virtual_size.get() / (1 << 30) + data_size.get() / (10 << 20),
+        ),
+        file: file_bound(virtual_size, data_size),
+    };
+    let mut percent = Percent::default();
+    let total = virtual_size.get();
+    let finished = run("qemu-img", &arguments, Some(limits), task, |bytes| {
+        if let Some(basis_points) = percent.read(bytes) {
+            let done = u128::from(total) * u128::from(basis_points.min(10_000)) / 10_000;
+            task.report(u64::try_from(done).unwrap_or(total), total);
+        }
+    })?;
+    finished.success("qemu-img convert").map(drop)
+}
+
+/// Checks the tables of a file of ours; leaks and errors both fail.
+pub(crate) fn check(path: &Path, task: &Task) -> Result<(), StorageError> {
+    let mut arguments = words(&["check", "-q", "-f", "qcow2", "--output=json"]);
+    arguments.push(path.into());
+    let finished = run("qemu-img", &arguments, None, task, |_| ())?;
+    let report: serde_json::Value = match serde_json::from_slice(&finished.stdout) {
+        Ok(report) => report,
+        // It prints no report when it can't open the file.
+        Err(_) => return finished.success("qemu-img check").map(drop),
+    };
+    let count = |key| {
+        report
+            .get(key)
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0)
+    };
+    let (corruptions, errors) = (count("corruptions"), count("check-errors"));
+    if corruptions > 0 || errors > 0 {
+        return Err(StorageError::new(
+            StorageErrorKind::BadImage(BadImageKind::Corrupt),
+            format!("qemu-img check: {corruptions} corruptions, {errors} errors"),
+        ));
+    }
+    finished.success("qemu-img check").map(drop)
+}
+
+/// The most that a converted file can take: the data, its tables (an entry of 8
+/// bytes and a count of 2 for each cluster of 64 KiB, a table for each 512 MiB),
+/// and room for the tables' own clusters.
+pub(crate) fn file_bound(virtual_size: Bytes, data_size: Bytes) -> Bytes {
+    data_size
+        .saturating_add(Bytes(data_size.get() / 64))
+        .saturating_add(Bytes(virtual_size.get() / 4096))
+        .saturating_add(Bytes::mib(16))
+}
+
+fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+/// Reads the progress that `qemu-img -p` prints: `    (12.34/100%)` and a
+/// carriage return, in pieces of any length.
+#[derive(Default)]
+struct Percent {
+    tail: Vec<u8>,
+}
+
+impl Percent {
+    /// Returns the newest progress in hundredths of a percent, if the bytes
+    /// complete one.
+    fn read(&mut self, bytes: &[u8]) -> Option<u64> {
+        self.tail.extend_from_slice(bytes);
+        let mut newest = None;
+        while let Some(end) = self.tail.iter().position(|&byte| byte == b')') {
+            let text: Vec<u8> = self.tail.drain(..=end).collect();
+            newest = parse(&text).or(newest);
+        }
+        // A progress is short; anything longer isn't one.
+        if self.tail.len() > 64 {
+            self.tail.clear();
+        }
+        newest
+    }
+}
+
+fn parse(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?;
+    let number = text.rsplit('(').next()?.strip_suffix("/100%)")?;
+    let (whole, hundredths) = number.split_once('.')?;
+    let hundredths: u64 = hundredths.get(..2)?.parse().ok()?;
+    whole
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(100)?
+        .checked_add(hundredths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_from_pieces_of_any_length() {
+        let mut percent = Percent::default();
+        assert_eq!(percent.read(b"    (0.00/100%)\r    (1"), Some(0));
+        assert_eq!(percent.read(b"2.34/10"), None);
+        assert_eq!(percent.read(b"0%)\r    (100.00/100%)\r"), Some(10_000));
+        assert_eq!(percent.read(b"(x.yy/100%)"), None);
+    }
+}
