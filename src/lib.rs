@@ -6,5 +6,6 @@
 //! client of the same API. `ARCHITECTURE.md` draws the picture and
 //! `tests/architecture.rs` keeps it true.
 
+pub mod config;
 pub mod model;
 pub mod proto;
