@@ -7,6 +7,7 @@
 //! `tests/architecture.rs` keeps it true.
 
 pub mod libvirt;
+pub mod config;
 pub mod model;
 pub mod proto;
 pub mod storage;

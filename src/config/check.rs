@@ -1,0 +1,542 @@
+//! The keys of the configuration: what each may be, alone and together.
+
+use super::faults::ConfigFaults;
+use super::section::{Document, Section, check_path};
+use super::settings::{
+    ApiSettings, Config, HardwareProfile, HypervisorSettings, ImageSettings, JournalSettings,
+    LogSettings, LogTarget, Network, NodeSettings, OperationSettings, PoolSettings,
+    ShutdownSettings, VmSettings, VncSettings,
+};
+use crate::model::bytes::Bytes;
+use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
+use crate::model::nic::Attachment;
+use crate::model::volume::PoolKind;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use toml::de::DeTable;
+use tracing_subscriber::EnvFilter;
+use uuid::Uuid;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86400);
+/// No wish of anyone, and still far from where times overflow.
+const DECADE: Duration = Duration::from_secs(3650 * 86400);
+/// Longest path of a Unix socket that Linux takes, without its final NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Reads a configuration's text.
+pub(super) fn read(text: &str) -> Result<Config, ConfigFaults> {
+    let document = Document::new(text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        document.fault("", error.message(), error.span().map(|span| span.start));
+    }
+    // A table with holes in it would only be blamed for the holes.
+    let config = errors
+        .is_empty()
+        .then(|| root(Section::root(&document, table.get_ref())));
+    let faults = document.into_faults();
+    match config {
+        Some(config) if faults.is_empty() => Ok(config),
+        _ => Err(ConfigFaults::new(faults)),
+    }
+}
+
+fn root(file: Section<'_>) -> Config {
+    let node = node(file.section("node"));
+    let hypervisor = hypervisor(file.section("hypervisor"));
+    let vms = vms(file.section("vms"));
+    let pools = pools(&file);
+    let config = Config {
+        images: images(file.section("images"), &pools),
+        networks: networks(&file),
+        hardware_profiles: hardware_profiles(&file, &hypervisor, &vms),
+        api: api(file.section("api")),
+        journal: journal(file.section("journal")),
+        log: log(file.section("log")),
+        vnc: vnc(file.section("vnc")),
+        operations: operations(file.section("operations")),
+        shutdown: shutdown(file.section("shutdown")),
+        node,
+        hypervisor,
+        vms,
+        pools,
+    };
+    file.finish();
+    config
+}
+
+fn node(section: Section<'_>) -> NodeSettings {
+    let id = section.parsed("id", |text| match Uuid::try_parse(text) {
+        Ok(id) if !id.is_nil() => Ok(id),
+        _ => Err("is not a UUID"),
+    });
+    let labels = section.strings("labels");
+    section.finish();
+    NodeSettings { id, labels }
+}
+
+const ACCELERATORS: [(&str, Accelerator); 3] = [
+    ("auto", Accelerator::Auto),
+    ("kvm", Accelerator::Kvm),
+    ("tcg", Accelerator::Tcg),
+];
+
+fn hypervisor(section: Section<'_>) -> HypervisorSettings {
+    let default = HypervisorSettings::default();
+    let settings = HypervisorSettings {
+        uri: section.parsed("uri", check_uri).unwrap_or(default.uri),
+        connections: section
+            .number("connections", 1..=32)
+            .unwrap_or(default.connections),
+        call_timeout: section
+            .duration("call_timeout", SECOND..=HOUR)
+            .unwrap_or(default.call_timeout),
+        accelerator: section.choice("accelerator", default.accelerator, &ACCELERATORS),
+    };
+    section.finish();
+    settings
+}
+
+/// Takes the drivers that kvmlet is made for, on this host only: it reads and
+/// writes the disks' files itself, so the hypervisor must see the same ones.
+fn check_uri(text: &str) -> Result<String, &'static str> {
+    if text.contains(['\0', '\n']) {
+        return Err("must not hold control characters");
+    }
+    if let Some(root) = text.strip_prefix("qemu:///embed?root=") {
+        if !root.starts_with('/') {
+            return Err("must name an absolute directory after root=");
+        }
+    } else if !matches!(text, "qemu:///system" | "qemu:///session") && !text.starts_with("test:///")
+    {
+        return Err(
+            "must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or test:///default",
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn api(section: Section<'_>) -> ApiSettings {
+    let default = ApiSettings::default();
+    let settings = ApiSettings {
+        socket: section
+            .parsed("socket", |text| {
+                let path = check_path(text)?;
+                if text.len() > SOCKET_PATH_MAX {
+                    return Err("is longer than a socket's path may be (107 bytes)");
+                }
+                Ok(path)
+            })
+            .unwrap_or(default.socket),
+        socket_mode: section
+            .parsed("socket_mode", check_socket_mode)
+            .unwrap_or(default.socket_mode),
+        socket_group: section.parsed("socket_group", |text| {
+            if text.is_empty() || text.contains([':', '\0', '\n']) {
+                return Err("is not the name of a group");
+            }
+            Ok(text.to_owned())
+        }),
+        listen: section.parsed("listen", |text| {
+            let address: SocketAddr = text
+                .parse()
+                .map_err(|_| "is not an address and port such as \"127.0.0.1:7443\"")?;
+            if !address.ip().is_loopback() {
+                return Err(
+                    "must be a loopback address: without TLS, which this version \
+                            does not have, the API must not leave the host",
+                );
+            }
+            Ok(address)
+        }),
+    };
+    section.finish();
+    settings
+}
+
+/// The socket's permissions are the only thing that guards it, so they must
+/// leave others out.
+fn check_socket_mode(text: &str) -> Result<u32, &'static str> {
+    let mode = (text.len() == 4 && text.starts_with('0'))
+        .then(|| u32::from_str_radix(text, 8).ok())
+        .flatten()
+        .ok_or("is not a file mode such as \"0660\"")?;
+    if mode & 0o007 != 0 {
+        return Err("must not let others in: whoever opens the socket controls all VMs");
+    }
+    if mode & 0o600 != 0o600 {
+        return Err("must let the owner in");
+    }
+    Ok(mode)
+}
+
+fn journal(section: Section<'_>) -> JournalSettings {
+    let path = section
+        .absolute_path("path")
+        .unwrap_or_else(|| JournalSettings::default().path);
+    section.finish();
+    JournalSettings { path }
+}
+
+fn log(section: Section<'_>) -> LogSettings {
+    let default = LogSettings::default();
+    let settings = LogSettings {
+        level: section
+            .parsed("level", check_level)
+            .unwrap_or(default.level),
+        target: section.choice(
+            "target",
+            default.target,
+            &[
+                ("auto", LogTarget::Auto),
+                ("journald", LogTarget::Journald),
+                ("stderr", LogTarget::Stderr),
+            ],
+        ),
+    };
+    section.finish();
+    settings
+}
+
+/// The filter's own parser takes a lone word that is no level as the name of a
+/// target, and then a mistyped level silences everything: refuse that.
+fn check_level(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for directive in text.split(',') {
+        let directive = directive.trim();
+        if !directive.contains(['=', '[']) && !LEVELS.contains(&directive) {
+            return Err(format!(
+                "{directive:?} must be one of {}",
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| format!("is not a filter: {error}"))?;
+    Ok(text.to_owned())
+}
+
+/// Checks a name that callers use: of pools, networks, profiles.
+fn check_name(text: &str) -> Result<String, &'static str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 64 letters, digits, dots, underscores or hyphens")
+    }
+}
+
+fn pools(file: &Section<'_>) -> Vec<PoolSettings> {
+    let sections = file.sections("pools");
+    if sections.is_empty() {
+        return Config::default().pools;
+    }
+    let alone = sections.len() == 1;
+    let mut pools: Vec<PoolSettings> = Vec::new();
+    for section in sections {
+        let name = required(&section, "name", check_name);
+        let kind = section.parsed("kind", |text| match text {
+            "qcow2" => Ok(PoolKind::Qcow2),
+            "rbd" => Err("rbd is not supported by this version"),
+            _ => Err("must be qcow2"),
+        });
+        let path = required(&section, "path", check_path);
+        let default = section.flag("default").unwrap_or(alone);
+        if let Some(name) = &name
+            && pools.iter().any(|other| &other.name == name)
+        {
+            section.fault("name", format_args!("{name:?} is taken by another pool"));
+        }
+        if let Some(path) = &path {
+            for other in &pools {
+                if path.starts_with(&other.path) || other.path.starts_with(path) {
+                    let name = &other.name;
+                    section.fault("path", format_args!("overlaps with the pool {name:?}"));
+                }
+            }
+        }
+        if default && let Some(other) = pools.iter().find(|other| other.default) {
+            let name = &other.name;
+            section.fault(
+                "default",
+                format_args!("{name:?} is the default pool already"),
+            );
+        }
+        if let (Some(name), Some(path)) = (name, path) {
+            pools.push(PoolSettings {
+                name,
+                kind: kind.unwrap_or(PoolKind::Qcow2),
+                path,
+                default,
+            });
+        }
+        section.finish();
+    }
+    if !pools.is_empty() && !pools.iter().any(|pool| pool.default) {
+        file.fault("pools", "one of them must have default = true");
+    }
+    pools
+}
+
+/// A string that must be there.
+fn required<T>(
+    section: &Section<'_>,
+    key: &'static str,
+    parse: impl FnOnce(&str) -> Result<T, &'static str>,
+) -> Option<T> {
+    if !section.has(key) {
+        section.fault(key, "is missing");
+        return None;
+    }
+    section.parsed(key, parse)
+}
+
+fn images(section: Section<'_>, pools: &[PoolSettings]) -> ImageSettings {
+    let default = ImageSettings::default();
+    let settings = ImageSettings {
+        allowed_dirs: section
+            .list("allowed_dirs", |text| check_import_dir(text, pools))
+            .unwrap_or(default.allowed_dirs),
+        allowed_url_prefixes: section
+            .list("allowed_url_prefixes", |text| {
+                if text.starts_with("https://") || text.starts_with("http://") {
+                    Ok(text.to_owned())
+                } else {
+                    Err("must begin with https:// or http://")
+                }
+            })
+            .unwrap_or(default.allowed_url_prefixes),
+        max_virtual_size: section
+            .size("max_virtual_size", Bytes::mib(1)..=Bytes::gib(1 << 20))
+            .unwrap_or(default.max_virtual_size),
+        max_source_size: section
+            .size("max_source_size", Bytes::mib(1)..=Bytes::gib(1 << 20))
+            .unwrap_or(default.max_source_size),
+        // qemu-img itself needs about 100 MiB of address space to start.
+        convert_memory: section
+            .size("convert_memory", Bytes::mib(256)..=Bytes::gib(64))
+            .unwrap_or(default.convert_memory),
+        convert_cpu: section
+            .duration("convert_cpu", SECOND..=30 * DAY)
+            .unwrap_or(default.convert_cpu),
+        download_stall: section
+            .duration("download_stall", SECOND..=HOUR)
+            .unwrap_or(default.download_stall),
+    };
+    section.finish();
+    settings
+}
+
+/// A directory to import from must not reach a pool: one tenant's volume could
+/// then be imported as another's image.
+fn check_import_dir(text: &str, pools: &[PoolSettings]) -> Result<PathBuf, String> {
+    let dir = check_path(text)?;
+    match pools
+        .iter()
+        .find(|pool| pool.path.starts_with(&dir) || dir.starts_with(&pool.path))
+    {
+        Some(pool) => Err(format!(
+            "overlaps with the pool {:?}, whose volumes could then be read as images",
+            pool.name
+        )),
+        None => Ok(dir),
+    }
+}
+
+fn networks(file: &Section<'_>) -> Vec<Network> {
+    let mut networks: Vec<Network> = Vec::new();
+    for section in file.sections("networks") {
+        let id = required(&section, "id", check_name);
+        if let Some(id) = &id
+            && networks.iter().any(|other| &other.id == id)
+        {
+            section.fault("id", format_args!("{id:?} is taken by another network"));
+        }
+        let attachment = attachment(&section);
+        let mtu = section.number("mtu", 68..=65_535);
+        if let (Some(id), Some(attachment)) = (id, attachment) {
+            networks.push(Network {
+                id,
+                attachment,
+                mtu,
+            });
+        }
+        section.finish();
+    }
+    networks
+}
+
+fn attachment(section: &Section<'_>) -> Option<Attachment> {
+    let bridge = section.parsed("bridge", |text| {
+        // IFNAMSIZ with its final NUL, and what the kernel refuses in a name.
+        if (1..=15).contains(&text.len()) && !text.contains(['/', ':', ' ', '\0', '\n']) {
+            Ok(text.to_owned())
+        } else {
+            Err("is not the name of an interface")
+        }
+    });
+    let libvirt_network = section.parsed("libvirt_network", check_name);
+    let user = section.flag("user");
+    let vlan = section.number("vlan", 1..=4094);
+    if section.has("vlan") && !section.has("bridge") {
+        section.fault("vlan", "needs a bridge");
+    }
+    let named = ["bridge", "libvirt_network"];
+    let count =
+        named.iter().filter(|key| section.has(key)).count() + usize::from(user == Some(true));
+    if count != 1 {
+        section.fault(
+            "",
+            "needs exactly one of bridge, libvirt_network and user = true",
+        );
+        return None;
+    }
+    if user == Some(true) {
+        return Some(Attachment::User);
+    }
+    bridge
+        .map(|name| Attachment::Bridge { name, vlan })
+        .or(libvirt_network.map(|name| Attachment::LibvirtNetwork { name }))
+}
+
+fn hardware_profiles(
+    file: &Section<'_>,
+    hypervisor: &HypervisorSettings,
+    vms: &VmSettings,
+) -> Vec<HardwareProfile> {
+    let mut profiles: Vec<HardwareProfile> = Vec::new();
+    for section in file.sections("hardware_profiles") {
+        let id = required(&section, "id", check_name);
+        if let Some(id) = &id
+            && profiles.iter().any(|other| &other.id == id)
+        {
+            section.fault("id", format_args!("{id:?} is taken by another profile"));
+        }
+        for key in ["vcpus", "memory"] {
+            if !section.has(key) {
+                section.fault(key, "is missing");
+            }
+        }
+        let vcpus = section.number("vcpus", 1..=vms.max_vcpus_per_vm);
+        let memory = section.size("memory", Bytes::mib(1)..=Bytes::gib(1 << 14));
+        let hardware = Hardware {
+            vcpus: vcpus.unwrap_or(1),
+            memory: memory.unwrap_or(Bytes::mib(1)),
+            cpu: cpu(&section),
+            machine: section
+                .parsed("machine", check_name)
+                .unwrap_or_else(|| "q35".to_owned()),
+            firmware: section.choice(
+                "firmware",
+                Firmware::default(),
+                &[("bios", Firmware::Bios), ("uefi", Firmware::Uefi)],
+            ),
+            accelerator: section.choice("accelerator", hypervisor.accelerator, &ACCELERATORS),
+        };
+        if let Some(id) = id {
+            profiles.push(HardwareProfile { id, hardware });
+        }
+        section.finish();
+    }
+    profiles
+}
+
+fn cpu(section: &Section<'_>) -> Cpu {
+    let model = section.parsed("cpu_model", check_name);
+    let custom = section.text("cpu_mode") == Some("custom");
+    if custom && !section.has("cpu_model") {
+        section.fault("cpu_model", "is missing; cpu_mode = \"custom\" needs it");
+    }
+    if !custom && section.has("cpu_model") {
+        section.fault("cpu_model", "needs cpu_mode = \"custom\"");
+    }
+    section.choice(
+        "cpu_mode",
+        Cpu::default(),
+        &[
+            ("auto", Cpu::Auto),
+            ("host-passthrough", Cpu::HostPassthrough),
+            ("host-model", Cpu::HostModel),
+            ("maximum", Cpu::Maximum),
+            ("custom", Cpu::Custom(model.unwrap_or_default())),
+        ],
+    )
+}
+
+fn vms(section: Section<'_>) -> VmSettings {
+    let default = VmSettings::default();
+    let settings = VmSettings {
+        retention: section
+            .duration("retention", Duration::ZERO..=DECADE)
+            .unwrap_or(default.retention),
+        keep_old_root: section
+            .duration("keep_old_root", Duration::ZERO..=DECADE)
+            .unwrap_or(default.keep_old_root),
+        stop_timeout: section
+            .duration("stop_timeout", SECOND..=DAY)
+            .unwrap_or(default.stop_timeout),
+        stop_resend: section
+            .duration("stop_resend", SECOND..=HOUR)
+            .unwrap_or(default.stop_resend),
+        console_dir: section
+            .absolute_path("console_dir")
+            .unwrap_or(default.console_dir),
+        console_max: section
+            .size("console_max", Bytes::kib(64)..=Bytes::gib(1))
+            .unwrap_or(default.console_max),
+        vcpu_overcommit: section
+            .ratio("vcpu_overcommit", 0.1..=1000.0)
+            .unwrap_or(default.vcpu_overcommit),
+        memory_overcommit: section
+            .ratio("memory_overcommit", 0.1..=100.0)
+            .unwrap_or(default.memory_overcommit),
+        reserved_memory: section
+            .size("reserved_memory", Bytes::ZERO..=Bytes::gib(1 << 14))
+            .unwrap_or(default.reserved_memory),
+        max_vcpus_per_vm: section
+            .number("max_vcpus_per_vm", 1..=4096)
+            .unwrap_or(default.max_vcpus_per_vm),
+    };
+    section.finish();
+    settings
+}
+
+fn vnc(section: Section<'_>) -> VncSettings {
+    let default = VncSettings::default();
+    let settings = VncSettings {
+        listen: section
+            .parsed("listen", |text| {
+                text.parse().map_err(|_| "is not an IP address")
+            })
+            .unwrap_or(default.listen),
+        password_ttl: section
+            .duration("password_ttl", 5 * SECOND..=HOUR)
+            .unwrap_or(default.password_ttl),
+    };
+    section.finish();
+    settings
+}
+
+fn operations(section: Section<'_>) -> OperationSettings {
+    let default = OperationSettings::default();
+    let settings = OperationSettings {
+        keep: section
+            .duration("keep", HOUR..=DECADE)
+            .unwrap_or(default.keep),
+        queue: section
+            .number("queue", 1..=100_000)
+            .unwrap_or(default.queue),
+    };
+    section.finish();
+    settings
+}
+
+fn shutdown(section: Section<'_>) -> ShutdownSettings {
+    let grace = section
+        .duration("grace", SECOND..=HOUR)
+        .unwrap_or_else(|| ShutdownSettings::default().grace);
+    section.finish();
+    ShutdownSettings { grace }
+}

@@ -1,0 +1,329 @@
+//! The configuration, from outside: what is shipped, what is refused and how.
+
+use kvmlet::config::{Config, LogTarget};
+use kvmlet::model::bytes::Bytes;
+use kvmlet::model::hardware::{Accelerator, Cpu, Firmware};
+use kvmlet::model::nic::Attachment;
+use std::path::Path;
+use std::time::Duration;
+
+const SHIPPED: &str = include_str!("../packaging/kvmlet.toml");
+
+/// The faults of a text that must have some.
+fn faults(text: &str) -> Vec<String> {
+    let faults = Config::from_toml(text).expect_err("has faults");
+    faults.to_string().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    assert_eq!(Config::from_toml(""), Ok(Config::default()));
+}
+
+#[test]
+fn the_shipped_file_says_what_the_defaults_are() {
+    assert_eq!(Config::from_toml(SHIPPED), Ok(Config::default()));
+}
+
+/// The shipped file with the keys that are commented out there switched on.
+fn shipped_with_all_examples() -> String {
+    let is_example = |line: &str| {
+        line.starts_with("[[")
+            || line.split_once(" = ").is_some_and(|(key, _)| {
+                key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && !key.is_empty()
+            })
+    };
+    let mut text = String::new();
+    for line in SHIPPED.lines() {
+        match line.strip_prefix("# ") {
+            Some(rest) if is_example(rest) => text.push_str(rest),
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn the_examples_in_the_shipped_file_are_valid() {
+    let config = Config::from_toml(&shipped_with_all_examples()).expect("valid");
+    assert_eq!(config.networks.len(), 3);
+    assert_eq!(config.hardware_profiles.len(), 1);
+    assert!(config.node.id.is_some());
+    assert!(config.api.listen.is_some());
+    assert_eq!(config.api.socket_group.as_deref(), Some("kvmlet"));
+}
+
+#[test]
+fn the_shipped_file_names_every_key() {
+    // A key that nobody knows in each section makes the reader list those it knows.
+    let mut asked = String::from("zzz = 1\n");
+    for line in shipped_with_all_examples().lines() {
+        asked.push_str(line);
+        asked.push('\n');
+        if line.starts_with('[') {
+            asked.push_str("zzz = 1\n");
+        }
+    }
+    for fault in faults(&asked) {
+        let (path, known) = fault
+            .split_once(": unknown key (known here: ")
+            .expect(&fault);
+        let (known, _) = known.split_once(')').expect(&fault);
+        let section = path.trim_end_matches("zzz").trim_end_matches('.');
+        let section = section.split('[').next().expect("the first part");
+        for key in known.split(", ") {
+            let named = shipped_with_all_examples().lines().any(|line| {
+                line.starts_with(&format!("{key} = "))
+                    || line == format!("[{key}]")
+                    || line == format!("[[{key}]]")
+            });
+            assert!(named, "{section}.{key} is not in packaging/kvmlet.toml");
+        }
+    }
+}
+
+#[test]
+fn all_faults_are_reported_at_once_with_their_paths_and_lines() {
+    let text = "\
+colour = \"red\"
+[hypervisor]
+uri = \"qemu+ssh://elsewhere/system\"
+connection = 3
+connections = 0
+[api]
+listen = \"0.0.0.0:7443\"
+socket_mode = \"0666\"
+[[pools]]
+name = \"a\"
+path = \"/pool\"
+default = true
+[[pools]]
+name = \"b/c\"
+path = \"relative\"
+[vms]
+retention = \"soon\"
+memory_overcommit = \"much\"
+";
+    let faults = faults(text);
+    let expected = [
+        "colour: unknown key (known here: api, hardware_profiles, hypervisor, images, journal, \
+         log, networks, node, operations, pools, shutdown, vms, vnc) (line 1)",
+        "hypervisor.uri: must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or \
+         test:///default (line 3)",
+        "hypervisor.connection: unknown key (known here: accelerator, call_timeout, connections, \
+         uri) (line 4)",
+        "hypervisor.connections: must be a whole number from 1 to 32 (line 5)",
+        "api.listen: must be a loopback address: without TLS, which this version does not have, \
+         the API must not leave the host (line 7)",
+        "api.socket_mode: must not let others in: whoever opens the socket controls all VMs \
+         (line 8)",
+        "pools[1].name: must be 1 to 64 letters, digits, dots, underscores or hyphens (line 14)",
+        "pools[1].path: must be absolute (line 15)",
+        "vms.retention: is not a duration such as \"90s\" or \"7d\": expected number at 0 \
+         (line 17)",
+        "vms.memory_overcommit: must be a string (line 18)",
+    ];
+    assert_eq!(faults[..9], expected[..9]);
+    assert_eq!(
+        faults[9..],
+        ["vms.memory_overcommit: must be a number from 0.1 to 100 (line 18)"]
+    );
+}
+
+#[test]
+fn several_mistakes_of_syntax_are_reported_with_their_lines() {
+    let faults = faults("[node\n[vms]\nretention = \n");
+    assert!(faults.len() >= 2, "{faults:?}");
+    assert!(
+        faults.iter().any(|fault| fault.ends_with("(line 1)")),
+        "{faults:?}"
+    );
+    assert!(
+        faults.iter().any(|fault| fault.ends_with("(line 3)")),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn pools_have_names_and_places_of_their_own_and_one_default() {
+    let two = |second: &str| {
+        format!("[[pools]]\nname='a'\npath='/p/a'\ndefault=true\n[[pools]]\n{second}")
+    };
+    for (second, fault) in [
+        (
+            "name='a'\npath='/p/b'",
+            "pools[1].name: \"a\" is taken by another pool (line 6)",
+        ),
+        (
+            "name='b'\npath='/p/a/'",
+            "pools[1].path: overlaps with the pool \"a\" (line 7)",
+        ),
+        (
+            "name='b'\npath='/p/a/x'",
+            "pools[1].path: overlaps with the pool \"a\" (line 7)",
+        ),
+        (
+            "name='b'\npath='/p'",
+            "pools[1].path: overlaps with the pool \"a\" (line 7)",
+        ),
+        (
+            "name='b'\npath='/x/../p'",
+            "pools[1].path: must not hold \"..\" (line 7)",
+        ),
+        (
+            "name='b'\npath='/b'\ndefault=true",
+            "pools[1].default: \"a\" is the default pool already (line 8)",
+        ),
+        ("name='b'", "pools[1].path: is missing (line 5)"),
+    ] {
+        assert_eq!(faults(&two(second)), [fault]);
+    }
+    // A longer name is not a place inside.
+    let config = Config::from_toml(&two("name='b'\npath='/p/ab'")).expect("valid");
+    assert_eq!(config.default_pool().name, "a");
+    // The only pool is the default one without saying so.
+    let config = Config::from_toml("[[pools]]\nname='x'\npath='/x'").expect("valid");
+    assert_eq!(config.default_pool().name, "x");
+    let none = faults("[[pools]]\nname='x'\npath='/x'\n[[pools]]\nname='y'\npath='/y'");
+    assert_eq!(
+        none,
+        ["pools: one of them must have default = true (line 1)"]
+    );
+}
+
+#[test]
+fn images_are_never_imported_from_a_pool() {
+    for dir in [
+        "/var/lib/kvmlet/pool",
+        "/var/lib/kvmlet/pool/x",
+        "/var/lib",
+        "/",
+    ] {
+        let faults = faults(&format!("[images]\nallowed_dirs = [\"/ok\", \"{dir}\"]"));
+        assert_eq!(
+            faults,
+            [
+                "images.allowed_dirs[1]: overlaps with the pool \"default\", whose volumes could \
+              then be read as images (line 2)"
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_network_plugs_in_at_exactly_one_place() {
+    let config = Config::from_toml(
+        "[[networks]]\nid='lan'\nbridge='br0'\nvlan=7\nmtu=9000\n\
+         [[networks]]\nid='nat'\nlibvirt_network='default'\n\
+         [[networks]]\nid='own'\nuser=true\n",
+    )
+    .expect("valid");
+    let lan = config.network("lan").expect("configured");
+    let bridge = Attachment::Bridge {
+        name: "br0".to_owned(),
+        vlan: Some(7),
+    };
+    assert_eq!((&lan.attachment, lan.mtu), (&bridge, Some(9000)));
+    assert_eq!(
+        config.network("own").expect("configured").attachment,
+        Attachment::User
+    );
+    let needs =
+        "networks[0]: needs exactly one of bridge, libvirt_network and user = true (line 1)";
+    for keys in [
+        "",
+        "user=false",
+        "bridge='a'\nuser=true",
+        "bridge='a'\nlibvirt_network='b'",
+    ] {
+        assert_eq!(faults(&format!("[[networks]]\nid='n'\n{keys}")), [needs]);
+    }
+    assert_eq!(
+        faults("[[networks]]\nid='n'\nuser=true\nvlan=5000"),
+        [
+            "networks[0].vlan: must be a whole number from 1 to 4094 (line 4)",
+            "networks[0].vlan: needs a bridge (line 4)",
+        ]
+    );
+}
+
+#[test]
+fn a_hardware_profile_has_every_choice_made() {
+    let config = Config::from_toml(
+        "[hypervisor]\naccelerator='tcg'\n\
+         [[hardware_profiles]]\nid='small'\nvcpus=2\nmemory='2 GiB'\n\
+         [[hardware_profiles]]\nid='big'\nvcpus=8\nmemory='64 GiB'\ncpu_mode='custom'\n\
+         cpu_model='EPYC-Milan'\nmachine='pc'\nfirmware='uefi'\naccelerator='kvm'\n",
+    )
+    .expect("valid");
+    let small = &config
+        .hardware_profile("small")
+        .expect("configured")
+        .hardware;
+    assert_eq!((small.vcpus, small.memory), (2, Bytes::gib(2)));
+    assert_eq!((small.machine.as_str(), &small.cpu), ("q35", &Cpu::Auto));
+    assert_eq!(
+        (small.firmware, small.accelerator),
+        (Firmware::Bios, Accelerator::Tcg)
+    );
+    let big = &config.hardware_profile("big").expect("configured").hardware;
+    assert_eq!(big.cpu, Cpu::Custom("EPYC-Milan".to_owned()));
+    assert_eq!(
+        (big.firmware, big.accelerator),
+        (Firmware::Uefi, Accelerator::Kvm)
+    );
+    assert_eq!(
+        faults("[[hardware_profiles]]\nid='x'\nmemory='1 GB'\ncpu_model='q'"),
+        [
+            "hardware_profiles[0].vcpus: is missing (line 1)",
+            "hardware_profiles[0].memory: is not a size such as \"512 MiB\" or \"20 GiB\" (line 3)",
+            "hardware_profiles[0].cpu_model: needs cpu_mode = \"custom\" (line 4)",
+        ]
+    );
+}
+
+#[test]
+fn a_mistyped_log_level_is_refused_and_pairs_are_taken() {
+    assert_eq!(
+        faults("[log]\nlevel='verbose'"),
+        ["log.level: \"verbose\" must be one of off, error, warn, info, debug, trace (line 2)"]
+    );
+    assert!(Config::from_toml("[log]\nlevel='info,kvmlet::libvirt=debug'").is_ok());
+}
+
+#[test]
+fn durations_may_be_zero_only_where_that_means_something() {
+    let config = Config::from_toml("[vms]\nretention='0s'").expect("valid");
+    assert_eq!(config.vms.retention, Duration::ZERO);
+    assert_eq!(
+        faults("[vms]\nstop_timeout='0s'"),
+        ["vms.stop_timeout: must be from 1s to 1day (line 2)"]
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let faults = Config::load(Path::new("/no/such/kvmlet.toml")).expect_err("not there");
+    assert!(
+        faults
+            .to_string()
+            .starts_with("/no/such/kvmlet.toml: can't be read: ")
+    );
+}
+
+#[test]
+fn the_simulated_host_stays_in_its_directory() {
+    let config = Config::simulated(Path::new("/s"));
+    for path in [
+        &config.api.socket,
+        &config.journal.path,
+        &config.default_pool().path,
+        &config.images.allowed_dirs[0],
+        &config.vms.console_dir,
+    ] {
+        assert!(path.starts_with("/s"), "{}", path.display());
+    }
+    assert_eq!(config.hypervisor.uri, "test:///default");
+    assert_eq!(config.log.target, LogTarget::Stderr);
+}
