@@ -269,3 +269,88 @@ pub enum PlanAction {
     /// It would be kept for a time.
     Keep,
 }
+
+/// What an operation does, without its particulars.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OperationKind {
+    /// CreateVm.
+    CreateVm,
+    /// UpdateVm.
+    UpdateVm,
+    /// DeleteVm.
+    DeleteVm,
+    /// RecoverVm.
+    RecoverVm,
+    /// ExpungeVm.
+    ExpungeVm,
+    /// StartVm.
+    StartVm,
+    /// StopVm.
+    StopVm,
+    /// RebootVm.
+    RebootVm,
+    /// ResetVm.
+    ResetVm,
+    /// PauseVm.
+    PauseVm,
+    /// ResumeVm.
+    ResumeVm,
+    /// SaveVm.
+    SaveVm,
+    /// ReplaceRootVolume.
+    ReplaceRootVolume,
+    /// RevertRootVolume.
+    RevertRootVolume,
+    /// ImportImage.
+    ImportImage,
+    /// DeleteImage.
+    DeleteImage,
+}
+
+impl Intent {
+    /// What it does, without its particulars.
+    pub const fn kind(&self) -> OperationKind {
+        match self {
+            Self::CreateVm { .. } => OperationKind::CreateVm,
+            Self::UpdateVm { .. } => OperationKind::UpdateVm,
+            Self::DeleteVm { .. } => OperationKind::DeleteVm,
+            Self::RecoverVm => OperationKind::RecoverVm,
+            Self::ExpungeVm => OperationKind::ExpungeVm,
+            Self::StartVm { .. } => OperationKind::StartVm,
+            Self::StopVm { .. } => OperationKind::StopVm,
+            Self::RebootVm => OperationKind::RebootVm,
+            Self::ResetVm => OperationKind::ResetVm,
+            Self::PauseVm => OperationKind::PauseVm,
+            Self::ResumeVm => OperationKind::ResumeVm,
+            Self::SaveVm => OperationKind::SaveVm,
+            Self::ReplaceRootVolume { .. } => OperationKind::ReplaceRootVolume,
+            Self::RevertRootVolume { .. } => OperationKind::RevertRootVolume,
+            Self::ImportImage { .. } => OperationKind::ImportImage,
+            Self::DeleteImage => OperationKind::DeleteImage,
+        }
+    }
+}
+
+impl OperationKind {
+    /// Its name in the log and in the names of fault points.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CreateVm => "create-vm",
+            Self::UpdateVm => "update-vm",
+            Self::DeleteVm => "delete-vm",
+            Self::RecoverVm => "recover-vm",
+            Self::ExpungeVm => "expunge-vm",
+            Self::StartVm => "start-vm",
+            Self::StopVm => "stop-vm",
+            Self::RebootVm => "reboot-vm",
+            Self::ResetVm => "reset-vm",
+            Self::PauseVm => "pause-vm",
+            Self::ResumeVm => "resume-vm",
+            Self::SaveVm => "save-vm",
+            Self::ReplaceRootVolume => "replace-root-volume",
+            Self::RevertRootVolume => "revert-root-volume",
+            Self::ImportImage => "import-image",
+            Self::DeleteImage => "delete-image",
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! One VM's record with what is seen of it, and the picture of both that readers
+//! get.
+//!
+//! Invariant: only the VM's worker (and the plan that it runs, on the same task)
+//! changes a cell; everyone may read its [`View`], which is always whole.
+
+use crate::libvirt::VncEndpoint;
+use crate::model::fault::Fault;
+use crate::model::ids::{OperationId, VmId};
+use crate::model::lifecycle::{self, Observed, Resting, Seen, StateReason};
+use crate::model::operation::OperationKind;
+use crate::model::time::Timestamp;
+use crate::model::vm::{Life, Vm};
+use crate::service::fault::internal;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, watch};
+
+/// A VM as readers see it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    /// Its record; `None` before it is made and after it is expunged.
+    pub vm: Option<Vm>,
+    /// The operation that holds it, and what that does.
+    pub current: Option<(OperationId, OperationKind)>,
+    /// Where its display listens, while it has power.
+    pub vnc: Option<VncEndpoint>,
+    /// Whether libvirt is away.
+    pub away: bool,
+}
+
+impl View {
+    /// The state that the VM rests in, apart from what an operation does to it.
+    pub fn resting(&self) -> Option<(Resting, StateReason)> {
+        self.vm.as_ref().map(|vm| lifecycle::resting(vm.life, vm.seen, self.away))
+    }
+
+    /// Whether the VM has power, or is about to get it.
+    pub fn claims_host(&self) -> bool {
+        let powered = self.vm.as_ref().is_some_and(|vm| vm.seen.resting.has_power());
+        let starting = matches!(
+            self.current,
+            Some((
+                _,
+                OperationKind::StartVm
+                    | OperationKind::CreateVm
+                    | OperationKind::ReplaceRootVolume
+                    | OperationKind::RevertRootVolume
+            ))
+        );
+        powered || starting
+    }
+}
+
+/// One VM's record with what is seen of it.
+#[derive(Debug)]
+pub struct Cell {
+    /// The VM.
+    pub id: VmId,
+    inner: Mutex<View>,
+    view: watch::Sender<Arc<View>>,
+    dirty: Notify,
+}
+
+impl Cell {
+    /// A cell with what is known at first.
+    pub fn new(id: VmId, first: View) -> Self {
+        Self {
+            id,
+            view: watch::Sender::new(Arc::new(first.clone())),
+            inner: Mutex::new(first),
+            dirty: Notify::new(),
+        }
+    }
+
+    /// The VM as it is now; costs a clone of an `Arc`.
+    pub fn view(&self) -> Arc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// The VM as it is now and whenever it changes.
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
+    /// The record.
+    ///
+    /// # Errors
+    /// `INTERNAL` if there is none; plans run only on VMs that have one.
+    pub fn vm(&self) -> Result<Vm, Fault> {
+        self.lock().vm.clone().ok_or_else(|| internal("a plan runs on a VM without a record"))
+    }
+
+    /// Changes the cell and publishes it, if anything has changed.
+    pub fn change(&self, change: impl FnOnce(&mut View)) {
+        let mut inner = self.lock();
+        let before = inner.clone();
+        change(&mut inner);
+        if *inner != before {
+            self.view.send_replace(Arc::new(inner.clone()));
+        }
+    }
+
+    /// Changes the record, if there is one, and publishes it.
+    pub fn edit(&self, change: impl FnOnce(&mut Vm)) {
+        self.change(|view| {
+            if let Some(vm) = &mut view.vm {
+                change(vm);
+            }
+        });
+    }
+
+    /// Takes in what is seen of the domain. Returns whether the VM's state or
+    /// its reason has changed.
+    pub fn observe(&self, observed: Observed, now: Timestamp) -> bool {
+        let mut changed = false;
+        self.change(|view| {
+            view.away = false;
+            if let Some(vm) = &mut view.vm {
+                let seen = match (vm.life, observed) {
+                    // It has no domain yet, or no longer: that is as it should be.
+                    (Life::Making | Life::Failed | Life::Expunging, Observed::Absent) => Seen::NOTHING,
+                    _ => lifecycle::observe(vm.seen, observed),
+                };
+                if seen != vm.seen {
+                    vm.seen = seen;
+                    vm.update_time = now;
+                    changed = true;
+                }
+            }
+        });
+        changed
+    }
+
+    /// Says that the domain should be looked at. Many calls come to one look.
+    pub fn touch(&self) {
+        self.dirty.notify_one();
+    }
+
+    /// Waits until the domain should be looked at.
+    pub async fn touched(&self) {
+        self.dirty.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, View> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

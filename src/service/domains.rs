@@ -1,0 +1,124 @@
+//! From a VM's record to its domain and back.
+//!
+//! The domain's metadata carries the record, so that a host whose journal is
+//! lost still knows its VMs.
+
+use super::core::Core;
+use super::fault::internal;
+use crate::libvirt::{
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, DomainState, Metadata, OffReason,
+    PauseReason, Power, VncSpec,
+};
+use crate::model::fault::Fault;
+use crate::model::ids::VmId;
+use crate::model::lifecycle::{Observed, OffCause, PauseCause, Seen};
+use crate::model::vm::{Hypervisor, Vm};
+use crate::model::volume::VolumeFormat;
+use std::path::PathBuf;
+
+/// The name of a VM's domain. Names for people need not be unique; these do.
+pub fn domain_name(id: VmId) -> String {
+    format!("kvmlet-{id}")
+}
+
+/// The file that a VM's serial console is written to.
+pub fn console_log(core: &Core, id: VmId) -> PathBuf {
+    core.config.vms.console_dir.join(format!("{id}.log"))
+}
+
+/// What the domain of a VM carries to be known by.
+///
+/// # Errors
+/// `INTERNAL`; records can be written as JSON.
+pub fn metadata(vm: &Vm) -> Result<Metadata, Fault> {
+    // What is seen changes without being asked for; it is not part of the spec.
+    let spec = Vm { seen: Seen::NOTHING, ..vm.clone() };
+    let record = serde_json::to_string(&spec).map_err(|_| internal("a VM can't be recorded"))?;
+    Ok(Metadata { id: vm.id, generation: vm.generation, record })
+}
+
+/// The domain of a VM, with every choice made.
+///
+/// # Errors
+/// `HYPERVISOR_AWAY`, or `INTERNAL` for a record without a root or pool.
+pub fn spec(core: &Core, vm: &Vm) -> Result<DomainSpec, Fault> {
+    let facts = core.hypervisor.facts()?;
+    let mut disks = Vec::new();
+    for (index, volume) in (0u32..).zip(vm.disks()) {
+        let entry = core
+            .pools
+            .get(&volume.pool)
+            .ok_or_else(|| internal("a volume is in a pool that is not configured"))?;
+        disks.push(DiskSpec {
+            index,
+            source: entry.pool.volume_source(volume.id),
+            format: volume.format,
+            backing: volume
+                .image_id
+                .map(|image| (entry.pool.image_source(image), VolumeFormat::Qcow2)),
+            serial: volume.id.to_string(),
+            cache: if entry.pool.direct_io() { DiskCache::None } else { DiskCache::Writeback },
+            shareable: volume.shareable,
+            read_only: false,
+            qos: volume.qos,
+        });
+    }
+    Ok(DomainSpec {
+        id: vm.id,
+        name: domain_name(vm.id),
+        title: vm.name.clone(),
+        description: vm.description.clone(),
+        metadata: metadata(vm)?,
+        accelerator: match vm.hypervisor {
+            Hypervisor::Kvm => DomainAccelerator::Kvm,
+            Hypervisor::Qemu => DomainAccelerator::Tcg,
+            Hypervisor::Test => DomainAccelerator::Test,
+        },
+        arch: facts.arch.clone(),
+        emulator: facts.emulator.clone(),
+        machine: vm.hardware.machine.clone(),
+        firmware: vm.hardware.firmware,
+        vcpus: vm.hardware.vcpus,
+        memory: vm.hardware.memory,
+        cpu: vm.hardware.cpu.clone(),
+        disks,
+        nics: vm.nics.iter().map(Into::into).collect(),
+        vnc: vm.vnc.then_some(VncSpec { listen: core.config.vnc.listen }),
+        console_log: console_log(core, vm.id),
+    })
+}
+
+/// What libvirt shows of a domain, in the model's terms.
+pub const fn observed(state: Option<&DomainState>) -> Observed {
+    let Some(state) = state else { return Observed::Absent };
+    match state.power {
+        Power::Off(_) if state.managed_save => Observed::Saved,
+        Power::Off(reason) => Observed::Off(match reason {
+            OffReason::Shutdown => OffCause::Shutdown,
+            OffReason::Destroyed => OffCause::Destroyed,
+            OffReason::Crashed | OffReason::Daemon => OffCause::Crashed,
+            OffReason::Failed => OffCause::StartFailed,
+            OffReason::Unknown
+            | OffReason::Migrated
+            | OffReason::Saved
+            | OffReason::FromSnapshot => OffCause::Unknown,
+        }),
+        // A guest that has shut down still has its QEMU for a moment, and one
+        // that sleeps wakes by itself.
+        Power::Running(_) | Power::ShuttingDown | Power::Asleep => Observed::Running,
+        Power::Paused(reason) => Observed::Paused(match reason {
+            PauseReason::Request | PauseReason::Watchdog | PauseReason::ApiError => PauseCause::User,
+            PauseReason::IoError => PauseCause::IoError,
+            PauseReason::Crashed => PauseCause::Crashed,
+            PauseReason::Migration
+            | PauseReason::Saving
+            | PauseReason::Dumping
+            | PauseReason::Snapshot
+            | PauseReason::ShuttingDown
+            | PauseReason::StartingUp => PauseCause::Busy,
+            PauseReason::Unknown => PauseCause::Unknown,
+        }),
+        Power::Crashed => Observed::Paused(PauseCause::Crashed),
+        Power::Unknown => Observed::Paused(PauseCause::Unknown),
+    }
+}

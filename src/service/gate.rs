@@ -1,0 +1,155 @@
+//! The one door to calls that block.
+//!
+//! A call to libvirt, to a file system or to the journal may hang for as long as
+//! it likes; an async task must not. The gate runs each on a thread of its own,
+//! at most so many at once per lane, and gives up on it at its deadline.
+//!
+//! Invariant: a call that was given up goes on and keeps its permit until it
+//! really returns, so that what hangs is bounded. What came of it is unknown.
+//! Power-off and reads have lanes of their own, so that slow storage can't
+//! starve them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+/// Which kind of call it is; each kind has permits of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Reads from libvirt.
+    Read,
+    /// Changes through libvirt.
+    Control,
+    /// Taking power from a guest.
+    PowerOff,
+    /// Reads and quick changes of pools.
+    Storage,
+    /// Saving and restoring a guest's memory, which takes minutes.
+    Memory,
+    /// Imports of images, which take minutes.
+    Import,
+    /// Reads from the journal.
+    Journal,
+}
+
+impl Lane {
+    const ALL: [(Self, usize); 7] = [
+        (Self::Read, 4),
+        (Self::Control, 8),
+        (Self::PowerOff, 8),
+        (Self::Storage, 8),
+        (Self::Memory, 4),
+        (Self::Import, 2),
+        (Self::Journal, 4),
+    ];
+}
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GateError {
+    /// No permit was free before the deadline: nothing was sent.
+    #[error("no permit was free before the deadline")]
+    NotSent,
+    /// It was sent and had not returned by the deadline.
+    #[error("the call had not returned by its deadline")]
+    Abandoned,
+    /// The call panicked.
+    #[error("the call panicked")]
+    Panicked,
+}
+
+/// The door; see the module's text.
+#[derive(Debug)]
+pub struct Gate {
+    lanes: [(Lane, Arc<Semaphore>); 7],
+    abandoned: Arc<AtomicU64>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            lanes: Lane::ALL.map(|(lane, permits)| (lane, Arc::new(Semaphore::new(permits)))),
+            abandoned: Arc::default(),
+        }
+    }
+}
+
+impl Gate {
+    /// Runs `call` on a thread that may block, and waits for it until
+    /// `deadline` from now.
+    ///
+    /// # Errors
+    /// See [`GateError`]. After [`GateError::Abandoned`] the call may still take
+    /// effect.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        deadline: Duration,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, GateError> {
+        let until = Instant::now() + deadline;
+        let permits = self.permits(lane);
+        let permit = timeout_at(until, permits.acquire_owned())
+            .await
+            .map_err(|_| GateError::NotSent)?
+            .map_err(|_| GateError::NotSent)?;
+        #[allow(clippy::disallowed_methods)] // this is the gate
+        let mut thread = tokio::task::spawn_blocking(move || {
+            let answer = call();
+            drop(permit);
+            answer
+        });
+        match timeout_at(until, &mut thread).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(GateError::Panicked),
+            Err(_) => {
+                let abandoned = self.abandoned.clone();
+                abandoned.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    drop(thread.await);
+                    abandoned.fetch_sub(1, Ordering::Relaxed);
+                });
+                Err(GateError::Abandoned)
+            }
+        }
+    }
+
+    /// How many calls were given up and have not returned yet.
+    pub fn abandoned(&self) -> u64 {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    fn permits(&self, lane: Lane) -> Arc<Semaphore> {
+        let (_, permits) = self
+            .lanes
+            .iter()
+            .find(|(known, _)| *known == lane)
+            .expect("every lane is in Lane::ALL");
+        permits.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn a_call_past_its_deadline_keeps_its_permit_until_it_returns() {
+        let gate = Gate::default();
+        let (release, held) = mpsc::channel::<()>();
+        let (release_2, held_2) = mpsc::channel::<()>();
+        let short = Duration::from_millis(20);
+        let first = gate.run(Lane::Import, short, move || held.recv()).await;
+        assert_eq!(first, Err(GateError::Abandoned));
+        let second = gate.run(Lane::Import, short, move || held_2.recv()).await;
+        assert_eq!(second, Err(GateError::Abandoned));
+        assert_eq!(gate.abandoned(), 2);
+        assert_eq!(gate.run(Lane::Import, short, || 1).await, Err(GateError::NotSent));
+        assert_eq!(gate.run(Lane::Read, short, || 1).await, Ok(1), "other lanes go on");
+        drop((release, release_2));
+        assert_eq!(gate.run(Lane::Import, Duration::from_secs(5), || 1).await, Ok(1));
+    }
+}

@@ -1,0 +1,112 @@
+//! The journal, as async callers use it.
+//!
+//! Writes are answered when they are durable; many callers share one fsync.
+//! Reads go through the gate. Whether the last write succeeded is kept as the
+//! condition JournalWritable.
+
+use super::fault::{chain, from_journal, internal};
+use super::gate::{Gate, Lane};
+use crate::journal::{Batch, Journal, JournalError, OperationQuery};
+use crate::model::fault::Fault;
+use crate::model::ids::{OperationId, RequestId};
+use crate::model::operation::Operation;
+use crate::model::time::Timestamp;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// How long a read of the journal may take.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The journal with the gate in front of it.
+pub struct Ledger {
+    journal: Arc<Journal>,
+    gate: Arc<Gate>,
+    trouble: watch::Sender<Option<Fault>>,
+}
+
+impl Ledger {
+    /// Puts the gate in front of an open journal.
+    pub fn new(journal: Arc<Journal>, gate: Arc<Gate>) -> Self {
+        Self { journal, gate, trouble: watch::Sender::new(None) }
+    }
+
+    /// Writes a batch, all or nothing, and returns when it is durable.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`; then nothing of the batch was written.
+    pub async fn commit(&self, batch: Batch) -> Result<(), Fault> {
+        let (done, answer) = oneshot::channel();
+        self.journal.submit(batch, Box::new(move |result| drop(done.send(result))));
+        match answer.await {
+            Ok(Ok(())) => {
+                self.trouble.send_if_modified(|trouble| trouble.take().is_some());
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = chain(&error), "journal write failed");
+                let fault = from_journal(&error);
+                self.trouble.send_replace(Some(fault.clone()));
+                Err(fault)
+            }
+            Err(_) => Err(internal("the journal's writer has ended")),
+        }
+    }
+
+    /// Why the last write failed, if it did.
+    pub fn trouble(&self) -> Option<Fault> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Reads one operation.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn operation(&self, id: OperationId) -> Result<Option<Operation>, Fault> {
+        self.read(move |journal| journal.operation(id)).await
+    }
+
+    /// Reads the operation that a request id belongs to.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn operation_by_request(&self, id: RequestId) -> Result<Option<Operation>, Fault> {
+        self.read(move |journal| journal.operation_by_request(id)).await
+    }
+
+    /// Lists operations, newest first.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn operations(&self, query: OperationQuery) -> Result<Vec<Operation>, Fault> {
+        self.read(move |journal| journal.operations(&query)).await
+    }
+
+    /// Forgets operations that ended before a time, but for those in `keep`.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn prune(
+        &self,
+        ended_before: Timestamp,
+        keep: HashSet<OperationId>,
+    ) -> Result<usize, Fault> {
+        self.read(move |journal| journal.prune_operations(ended_before, &keep)).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Journal) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let journal = self.journal.clone();
+        match self.gate.run(Lane::Journal, READ_DEADLINE, move || read(&journal)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                tracing::error!(error = chain(&error), "journal read failed");
+                Err(from_journal(&error))
+            }
+            Err(_) => Err(internal("a read of the journal did not return")),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The use cases: what kvmlet does with VMs, images, volumes and operations.
+//!
+//! One task owns each VM ([`worker`]); it takes requests one at a time, asks
+//! [`crate::model::lifecycle`] what each comes to, makes the intent durable,
+//! answers, and runs a [`plan`] step by step. Reads take what the worker has
+//! published and never ask libvirt.
+//!
+//! Deliberately not here: wire types (that is `grpc`), libvirt's and the tools'
+//! own details (that is the adapters).
+
+pub mod admission;
+pub mod cell;
+pub mod consoles;
+pub mod core;
+pub mod domains;
+pub mod fault;
+pub mod gate;
+pub mod hypervisor;
+pub mod images;
+pub mod ledger;
+pub mod node;
+pub mod operations;
+pub mod plan;
+pub mod plans;
+pub mod pools;
+pub mod reconcile;
+pub mod sweeper;
+pub mod vms;
+pub mod volumes;
+pub mod worker;
+
+pub use core::Core;

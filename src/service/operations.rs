@@ -1,0 +1,440 @@
+//! Operations: those at work, in memory; those that ended, in the journal.
+//!
+//! Invariants: an operation is durable before anyone is told its id; its end is
+//! durable before anyone is told of it. A request id belongs to one request for
+//! as long as its operation is kept.
+
+use super::fault::internal;
+use super::ledger::Ledger;
+use crate::journal::{Batch, OperationQuery};
+use crate::model::fault::Fault;
+use crate::model::ids::{OperationId, RequestId};
+use crate::model::operation::{Operation, OperationState, RollbackState};
+use crate::model::reason::Reason;
+use crate::model::time::Timestamp;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// The present, from the system's clock.
+pub fn now() -> Timestamp {
+    Timestamp::from_system(SystemTime::now())
+}
+
+/// An operation at work.
+#[derive(Debug)]
+pub struct LiveOperation {
+    state: watch::Sender<Arc<Operation>>,
+    phase: Mutex<Phase>,
+    cancel: CancellationToken,
+    /// The same as `cancel`, for blocking calls.
+    cancelled: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    Open,
+    Cancelled(Fault),
+    PastReturn,
+}
+
+impl LiveOperation {
+    fn new(operation: Operation) -> Self {
+        Self {
+            state: watch::Sender::new(Arc::new(operation)),
+            phase: Mutex::new(Phase::Open),
+            cancel: CancellationToken::new(),
+            cancelled: Arc::default(),
+        }
+    }
+
+    /// The operation as it is now.
+    pub fn get(&self) -> Arc<Operation> {
+        self.state.borrow().clone()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> OperationId {
+        self.state.borrow().id
+    }
+
+    /// Changes the operation and tells those who wait.
+    pub fn change(&self, change: impl FnOnce(&mut Operation)) {
+        self.state.send_modify(|operation| change(Arc::make_mut(operation)));
+    }
+
+    /// Asks it to end early.
+    ///
+    /// # Errors
+    /// `NOT_CANCELLABLE` past its point of no return.
+    pub fn cancel(&self, why: Fault) -> Result<(), Fault> {
+        let mut phase = lock(&self.phase);
+        match &*phase {
+            Phase::Open => {
+                *phase = Phase::Cancelled(why);
+                self.cancelled.store(true, Ordering::Relaxed);
+                self.cancel.cancel();
+                Ok(())
+            }
+            Phase::Cancelled(_) => Ok(()),
+            Phase::PastReturn => Err(Fault::new(
+                Reason::NotCancellable,
+                "the operation is past its point of no return and goes on",
+            )
+            .with("operation_id", self.id())),
+        }
+    }
+
+    /// Why it was asked to end early, if it was.
+    pub fn cancelled(&self) -> Option<Fault> {
+        match &*lock(&self.phase) {
+            Phase::Cancelled(why) => Some(why.clone()),
+            Phase::Open | Phase::PastReturn => None,
+        }
+    }
+
+    /// Resolves when it is asked to end early.
+    pub async fn cancellation(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Set when it is asked to end early, for blocking calls.
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
+    }
+
+    /// Passes the point of no return.
+    ///
+    /// # Errors
+    /// The cancellation, if that came first.
+    pub fn pass_point_of_no_return(&self) -> Result<(), Fault> {
+        let mut phase = lock(&self.phase);
+        match &*phase {
+            Phase::Cancelled(why) => Err(why.clone()),
+            Phase::Open | Phase::PastReturn => {
+                *phase = Phase::PastReturn;
+                Ok(())
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    by_id: HashMap<OperationId, Arc<LiveOperation>>,
+    by_request: HashMap<RequestId, OperationId>,
+    /// Requests that are being decided on: no operation yet, maybe never one.
+    claimed: HashMap<RequestId, (Value, watch::Receiver<()>)>,
+}
+
+/// All operations.
+pub struct Operations {
+    ledger: Arc<Ledger>,
+    live: Mutex<Live>,
+}
+
+/// What a request id comes to.
+pub enum Claim<'a> {
+    /// It is new; the guard keeps others with the same id waiting.
+    Fresh(Option<ClaimGuard<'a>>),
+    /// It is a repeat of the request that this operation is for.
+    Repeat(Arc<Operation>),
+}
+
+/// Keeps a request id for one request until its operation is there.
+pub struct ClaimGuard<'a> {
+    operations: &'a Operations,
+    id: RequestId,
+    _done: watch::Sender<()>,
+}
+
+impl Drop for ClaimGuard<'_> {
+    fn drop(&mut self) {
+        lock(&self.operations.live).claimed.remove(&self.id);
+    }
+}
+
+impl Operations {
+    /// No operations at work yet.
+    pub fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger, live: Mutex::default() }
+    }
+
+    /// Claims a request id for a request. Of callers that come at once with the
+    /// same id, one goes on and the others wait for what comes of it.
+    ///
+    /// # Errors
+    /// `REQUEST_ID_REUSED`, naming the first field that differs;
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn claim(&self, id: Option<RequestId>, request: &Value) -> Result<Claim<'_>, Fault> {
+        let Some(id) = id else { return Ok(Claim::Fresh(None)) };
+        loop {
+            let mut waiting = {
+                let mut live = lock(&self.live);
+                let known = live.by_request.get(&id).and_then(|at| live.by_id.get(at)).cloned();
+                if let Some(known) = known {
+                    let known = known.get();
+                    return repeat(id, &known.request, request).map(|()| Claim::Repeat(known));
+                }
+                if let Some((claimed, waiting)) = live.claimed.get(&id) {
+                    repeat(id, claimed, request)?;
+                    waiting.clone()
+                } else {
+                    let (done, waiting) = watch::channel(());
+                    live.claimed.insert(id, (request.clone(), waiting));
+                    drop(live);
+                    let guard = ClaimGuard { operations: self, id, _done: done };
+                    return match self.ledger.operation_by_request(id).await? {
+                        Some(known) => repeat(id, &known.request, request)
+                            .map(|()| Claim::Repeat(Arc::new(known))),
+                        None => Ok(Claim::Fresh(Some(guard))),
+                    };
+                }
+            };
+            // Ends with an error when the guard is dropped.
+            while waiting.changed().await.is_ok() {}
+        }
+    }
+
+    /// Takes in an operation that is about to be made durable.
+    pub fn open(&self, operation: Operation) -> Arc<LiveOperation> {
+        let mut live = lock(&self.live);
+        let id = operation.id;
+        if let Some(request) = operation.request_id {
+            live.by_request.insert(request, id);
+        }
+        let opened = Arc::new(LiveOperation::new(operation));
+        live.by_id.insert(id, opened.clone());
+        opened
+    }
+
+    /// Takes an operation out: it has ended durably, or was never durable.
+    pub fn close(&self, id: OperationId) {
+        let mut live = lock(&self.live);
+        if let Some(closed) = live.by_id.remove(&id)
+            && let Some(request) = closed.get().request_id
+        {
+            live.by_request.remove(&request);
+        }
+    }
+
+    /// How many are at work.
+    pub fn live_count(&self) -> usize {
+        lock(&self.live).by_id.len()
+    }
+
+    /// Makes an operation and records it, with other changes, as one.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`; then there is no such operation.
+    pub async fn begin(&self, operation: Operation, batch: Batch) -> Result<Arc<LiveOperation>, Fault> {
+        let batch = batch.put_operation(&operation);
+        let opened = self.open(operation);
+        match self.ledger.commit(batch).await {
+            Ok(()) => Ok(opened),
+            Err(fault) => {
+                self.close(opened.id());
+                Err(fault)
+            }
+        }
+    }
+
+    /// Records the end of an operation, with other changes, as one; then tells
+    /// those who wait. Goes on trying while the journal can't be written:
+    /// meanwhile the operation is shown at work, which is what it is.
+    pub async fn end(&self, live: &LiveOperation, ended: Operation, changes: impl Fn() -> Batch) {
+        let mut pause = Duration::from_millis(100);
+        while self.ledger.commit(changes().put_operation(&ended)).await.is_err() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+        live.change(|operation| *operation = ended);
+        self.close(live.id());
+    }
+
+    /// Returns an operation.
+    ///
+    /// # Errors
+    /// `OPERATION_NOT_FOUND`, `JOURNAL_UNAVAILABLE`.
+    pub async fn get(&self, id: OperationId) -> Result<Arc<Operation>, Fault> {
+        if let Some(live) = self.live(id) {
+            return Ok(live.get());
+        }
+        self.ledger.operation(id).await?.map(Arc::new).ok_or_else(|| not_found(id))
+    }
+
+    /// Waits until an operation has ended, or `timeout` from now.
+    ///
+    /// # Errors
+    /// `OPERATION_NOT_FOUND`, `JOURNAL_UNAVAILABLE`.
+    pub async fn wait(&self, id: OperationId, timeout: Duration) -> Result<Arc<Operation>, Fault> {
+        let Some(live) = self.live(id) else { return self.get(id).await };
+        let mut state = live.state.subscribe();
+        // Past the timeout it is returned as it is.
+        drop(tokio::time::timeout(timeout, state.wait_for(|operation| operation.ended())).await);
+        Ok(live.get())
+    }
+
+    /// Asks an operation to end early; one that has ended is returned as it is.
+    ///
+    /// # Errors
+    /// `OPERATION_NOT_FOUND`, `NOT_CANCELLABLE`, `JOURNAL_UNAVAILABLE`.
+    pub async fn cancel(&self, id: OperationId) -> Result<Arc<Operation>, Fault> {
+        let Some(live) = self.live(id) else { return self.get(id).await };
+        live.cancel(Fault::new(Reason::CancelledByCaller, "CancelOperation ended it"))?;
+        Ok(live.get())
+    }
+
+    /// Lists operations, newest first, and says where the next page begins.
+    /// What is at work is shown as it is now.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn list(&self, mut query: OperationQuery) -> Result<OperationPage, Fault> {
+        let (states, limit) = (query.states.clone(), query.limit);
+        // The journal has live operations as they began; in which state they are
+        // now is only known here.
+        if states.iter().any(|state| !state.ended()) {
+            query.states = vec![OperationState::Pending, OperationState::Running];
+            query.states.extend(states.iter().copied().filter(|state| state.ended()));
+        }
+        query.limit = limit.saturating_add(1);
+        let mut listed = self.ledger.operations(query).await?;
+        let more = listed.len() > limit;
+        listed.truncate(limit);
+        let next = listed.last().filter(|_| more).map(|last| (last.create_time, last.id));
+        let operations = listed
+            .into_iter()
+            .map(|operation| match self.live(operation.id) {
+                Some(live) => live.get(),
+                None => Arc::new(operation),
+            })
+            .filter(|operation| states.is_empty() || states.contains(&operation.state))
+            .collect();
+        Ok(OperationPage { operations, next })
+    }
+
+    fn live(&self, id: OperationId) -> Option<Arc<LiveOperation>> {
+        lock(&self.live).by_id.get(&id).cloned()
+    }
+}
+
+/// A page of operations.
+#[derive(Debug)]
+pub struct OperationPage {
+    /// Newest first.
+    pub operations: Vec<Arc<Operation>>,
+    /// Where the next page begins; `None` on the last.
+    pub next: Option<(Timestamp, OperationId)>,
+}
+
+/// A new operation that has not begun. Ids are time-ordered.
+pub fn new_operation(
+    intent: crate::model::operation::Intent,
+    request: Value,
+    request_id: Option<RequestId>,
+    caller: String,
+) -> Operation {
+    Operation {
+        id: OperationId(Uuid::now_v7()),
+        vm_id: None,
+        image_id: None,
+        intent,
+        state: OperationState::Pending,
+        rollback: RollbackState::None,
+        steps: Vec::new(),
+        progress_percent: 0,
+        request_id,
+        request,
+        caller,
+        create_time: now(),
+        start_time: None,
+        end_time: None,
+        error: None,
+        result: None,
+        power_outcome: None,
+    }
+}
+
+fn not_found(id: OperationId) -> Fault {
+    Fault::new(Reason::OperationNotFound, format!("no operation has the id {id}"))
+        .with("operation_id", id)
+}
+
+fn repeat(id: RequestId, known: &Value, request: &Value) -> Result<(), Fault> {
+    match first_difference(known, request) {
+        None => Ok(()),
+        Some(field) => Err(Fault::new(
+            Reason::RequestIdReused,
+            format!("request_id {id} was used for a request with another {field}"),
+        )
+        .with("field", field)),
+    }
+}
+
+/// The path of the first field, in alphabetical order, in which two requests
+/// differ.
+pub fn first_difference(a: &Value, b: &Value) -> Option<String> {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            keys.into_iter().find_map(|key| {
+                let inner = first_difference(
+                    a.get(key).unwrap_or(&Value::Null),
+                    b.get(key).unwrap_or(&Value::Null),
+                )?;
+                Some(match inner.as_str() {
+                    "" => key.clone(),
+                    _ if inner.starts_with('[') => format!("{key}{inner}"),
+                    _ => format!("{key}.{inner}"),
+                })
+            })
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(index, (a, b))| {
+                let inner = first_difference(a, b)?;
+                Some(match inner.as_str() {
+                    "" => format!("[{index}]"),
+                    _ => format!("[{index}].{inner}"),
+                })
+            })
+        }
+        (a, b) if a == b => None,
+        _ => Some(String::new()),
+    }
+}
+
+/// A request as the value that repeats are compared by.
+pub fn fingerprint(request: &impl serde::Serialize) -> Result<Value, Fault> {
+    serde_json::to_value(request).map_err(|_| internal("a request can't be recorded"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_first_field_that_differs_is_named_by_its_path() {
+        let a = json!({"name": "a", "nics": [{"mac": "1"}, {"mac": "2"}], "labels": {"x": "1"}});
+        assert_eq!(first_difference(&a, &a), None);
+        let mut b = a.clone();
+        b["nics"][1]["mac"] = json!("3");
+        assert_eq!(first_difference(&a, &b).as_deref(), Some("nics[1].mac"));
+        b["labels"]["y"] = json!("2");
+        assert_eq!(first_difference(&a, &b).as_deref(), Some("labels.y"));
+        let c = json!({"name": "a", "nics": [], "labels": {"x": "1"}});
+        assert_eq!(first_difference(&a, &c).as_deref(), Some("nics"));
+    }
+}

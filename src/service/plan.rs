@@ -1,0 +1,291 @@
+//! Plans: what an operation does, as steps that measure and then act.
+//!
+//! ```text
+//!   for each step:   is_done? ── yes ─▶ skipped
+//!                       │ no
+//!                      run ── fails ─▶ is_done after all? ── no ─▶ undo this
+//!                       │                                          and those before
+//!                     done
+//! ```
+//!
+//! Invariant: every step can be run again from the start, because it looks
+//! before it acts; so a plan that was cut off anywhere is simply run again. The
+//! one kind that can't be repeated (pressing a reset button) says so and is
+//! recorded before it acts.
+//!
+//! Once a step that is a point of no return begins, nothing is undone any more:
+//! the plan goes forward, now or after the next start of the agent.
+
+use super::core::Core;
+use super::fault::chain;
+use super::hypervisor::Link;
+use super::operations::{LiveOperation, now};
+use crate::journal::Batch;
+use crate::model::fault::Fault;
+use crate::model::operation::{OperationState, RollbackState, StepRecord, StepState};
+use crate::model::reason::{Code, Reason};
+use async_trait::async_trait;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a step waits for libvirt to come back before it gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a step whose outcome was not known is tried in all.
+const TRIES: u32 = 3;
+
+/// What a step works with.
+pub struct Run {
+    /// Everything else.
+    pub core: Arc<Core>,
+    /// The operation that it is a step of.
+    pub operation: Arc<LiveOperation>,
+}
+
+/// What came of undoing a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undone {
+    /// There was nothing to undo.
+    Nothing,
+    /// Something was undone.
+    Something,
+}
+
+/// One step of a plan.
+#[async_trait]
+pub trait Step: Send + Sync {
+    /// Its stable name, lower-case with hyphens.
+    fn name(&self) -> &'static str;
+
+    /// Measures whether what it does is done already.
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault>;
+
+    /// Does it.
+    async fn run(&self, run: &Run) -> Result<(), Fault>;
+
+    /// Takes back what it did, wholly or half; measures first, like the rest.
+    async fn undo(&self, run: &Run) -> Result<Undone, Fault>;
+
+    /// Whether there is no way back once it begins.
+    fn is_point_of_no_return(&self) -> bool {
+        false
+    }
+
+    /// Whether it may be done twice.
+    fn is_repeatable(&self) -> bool {
+        true
+    }
+}
+
+/// The steps of an operation, in order.
+pub type Plan = Vec<Box<dyn Step>>;
+
+/// How the run of a plan ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// All steps are done.
+    Succeeded,
+    /// A step failed.
+    Failed(Fault),
+    /// It was asked to end early, and did.
+    Cancelled(Fault),
+    /// The agent stops; the plan is run again after its next start.
+    Halted,
+}
+
+/// Runs a plan, or goes on with one that was cut off.
+pub async fn execute(run: &Run, plan: &Plan) -> Ended {
+    let operation = &run.operation;
+    let was_undoing = operation.get().rollback == RollbackState::RollingBack;
+    let interrupted: Vec<StepRecord> = operation.get().steps.clone();
+    operation.change(|operation| {
+        operation.state = OperationState::Running;
+        operation.start_time.get_or_insert_with(now);
+        operation.steps = plan
+            .iter()
+            .map(|step| StepRecord {
+                name: step.name().to_owned(),
+                state: StepState::Pending,
+                start_time: None,
+                end_time: None,
+            })
+            .collect();
+    });
+    if was_undoing {
+        let fault = operation.get().error.clone().unwrap_or_else(|| {
+            Fault::new(Reason::Internal, "the operation was being undone when the agent ended")
+        });
+        return undo(run, plan, plan.len(), fault).await;
+    }
+    for (index, step) in plan.iter().enumerate() {
+        if run.core.stopping.is_cancelled() {
+            return Ended::Halted;
+        }
+        // Passing the point of no return and being cancelled exclude each other.
+        let early = if step.is_point_of_no_return() {
+            operation.pass_point_of_no_return().err()
+        } else {
+            operation.cancelled()
+        };
+        if let Some(why) = early {
+            return undo(run, plan, index, why).await;
+        }
+        mark(run, index, StepState::Running);
+        let cut_off = interrupted.get(index).is_some_and(|step| step.state == StepState::Running);
+        match attempt(run, step.as_ref(), cut_off).await {
+            Ok(state) => {
+                mark(run, index, state);
+                progress(run, index + 1, 0.0);
+            }
+            Err(_) if run.core.stopping.is_cancelled() && operation.cancelled().is_none() => {
+                return Ended::Halted;
+            }
+            Err(fault) => {
+                mark(run, index, StepState::Failed);
+                let past = plan[..=index].iter().any(|step| step.is_point_of_no_return());
+                if past {
+                    return Ended::Failed(fault);
+                }
+                let why = operation.cancelled().unwrap_or(fault);
+                return undo(run, plan, index + 1, why).await;
+            }
+        }
+    }
+    Ended::Succeeded
+}
+
+/// Measures, acts, and where the outcome is not known, measures again.
+async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState, Fault> {
+    let kind = run.operation.get().intent.kind().as_str();
+    if cut_off && !step.is_repeatable() {
+        return Err(Fault::new(
+            Reason::OutcomeUnknown,
+            "the agent ended while it was sent; whether it was done is not known",
+        ));
+    }
+    for last in (0..TRIES).map(|attempt| attempt + 1 == TRIES) {
+        fail_point(kind, step.name(), "before");
+        let outcome = match step.is_done(run).await {
+            Ok(true) => return Ok(StepState::Skipped),
+            Ok(false) => {
+                if !step.is_repeatable() {
+                    record(run).await?;
+                }
+                step.run(run).await
+            }
+            Err(fault) => Err(fault),
+        };
+        match outcome {
+            Ok(()) => {
+                fail_point(kind, step.name(), "after");
+                return Ok(StepState::Done);
+            }
+            Err(fault) => {
+                tracing::warn!(step = step.name(), error = chain(&fault), "step failed");
+                let again = match fault.code() {
+                    Code::Unknown => step.is_repeatable(),
+                    Code::Unavailable => fault.reason == Reason::HypervisorAway,
+                    _ => false,
+                };
+                if last || !again || !libvirt_is_back(run).await {
+                    return Err(fault);
+                }
+            }
+        }
+    }
+    Err(Fault::new(Reason::OutcomeUnknown, "whether it was done is not known"))
+}
+
+/// Waits for libvirt, for a while.
+async fn libvirt_is_back(run: &Run) -> bool {
+    let mut link = run.core.hypervisor.link();
+    let up = link.wait_for(|link| *link == Link::Up);
+    tokio::select! {
+        up = tokio::time::timeout(PATIENCE, up) => matches!(up, Ok(Ok(_))),
+        () = run.core.stopping.cancelled() => false,
+        () = run.operation.cancellation() => false,
+    }
+}
+
+/// Makes the operation's steps durable as they are now.
+async fn record(run: &Run) -> Result<(), Fault> {
+    run.core.ledger.commit(Batch::new().put_operation(&run.operation.get())).await
+}
+
+/// Undoes the first `count` steps, last first.
+async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
+    let operation = &run.operation;
+    operation.change(|operation| {
+        operation.rollback = RollbackState::RollingBack;
+        operation.error = Some(why.clone());
+    });
+    if let Err(fault) = record(run).await {
+        // Undoing measures too: without the record, the next start undoes again.
+        tracing::warn!(error = chain(&fault), "undoing without a record of it");
+    }
+    let mut undone = false;
+    let mut left = Vec::new();
+    for (index, step) in plan.iter().enumerate().take(count).rev() {
+        fail_point(operation.get().intent.kind().as_str(), step.name(), "undo");
+        match step.undo(run).await {
+            Ok(Undone::Something) => {
+                undone = true;
+                mark(run, index, StepState::Undone);
+            }
+            Ok(Undone::Nothing) => {}
+            Err(fault) => {
+                tracing::error!(step = step.name(), error = chain(&fault), "step can't be undone");
+                left.push(step.name());
+            }
+        }
+    }
+    let mut why = why;
+    operation.change(|operation| {
+        operation.rollback = if !left.is_empty() {
+            RollbackState::Failed
+        } else if undone {
+            RollbackState::Done
+        } else {
+            RollbackState::None
+        };
+    });
+    if !left.is_empty() {
+        why = why.with("not_undone", left.join(","));
+    }
+    if why.code() == Code::Cancelled { Ended::Cancelled(why) } else { Ended::Failed(why) }
+}
+
+fn mark(run: &Run, index: usize, state: StepState) {
+    run.operation.change(|operation| {
+        if let Some(step) = operation.steps.get_mut(index) {
+            step.state = state;
+            match state {
+                StepState::Running => step.start_time = Some(now()),
+                StepState::Pending => {}
+                StepState::Done | StepState::Skipped | StepState::Failed | StepState::Undone => {
+                    step.end_time = Some(now());
+                }
+            }
+        }
+    });
+}
+
+/// Shows how far the plan has come: whole steps, and a part of the running one
+/// (0 to 1). Never 100: that is for the end.
+pub fn progress(run: &Run, whole: usize, part: f64) {
+    run.operation.change(|operation| {
+        let steps = operation.steps.len().max(1);
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // a handful of steps, and clamped to 0..=99
+        let percent = ((whole as f64 + part.clamp(0.0, 1.0)) / steps as f64 * 100.0).clamp(0.0, 99.0) as u8;
+        operation.progress_percent = operation.progress_percent.max(percent);
+    });
+}
+
+/// A named point at which a test can stop the process. In a release build it
+/// is nothing.
+fn fail_point(operation: &str, step: &str, when: &str) {
+    #[cfg(feature = "failpoints")]
+    fail::eval(&format!("{operation}.{step}.{when}"), |_| ());
+    #[cfg(not(feature = "failpoints"))]
+    let _ = (operation, step, when);
+}

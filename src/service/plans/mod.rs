@@ -1,0 +1,106 @@
+//! The plan of each operation, as a list of steps.
+//!
+//! Each list is made from the intent and the record alone, so that after a
+//! restart the same list is made again and run from its start.
+
+mod create;
+mod power;
+mod remove;
+mod root;
+mod stop;
+mod update;
+
+use super::cell::Cell;
+use super::plan::Plan;
+use crate::model::fault::Fault;
+use crate::model::operation::{Intent, Operation};
+use crate::model::time::Timestamp;
+use crate::model::vm::{Life, Vm};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use create::{CacheImage, MakeVolume};
+
+/// The steps of an operation on a VM.
+///
+/// # Errors
+/// `INTERNAL` if the record is not what the intent was made for.
+pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
+    let vm = cell.vm()?;
+    let cell = cell.clone();
+    Ok(match &operation.intent {
+        Intent::CreateVm { start } => create::plan(cell, &vm, *start),
+        Intent::UpdateVm { after, .. } => update::plan(cell, &vm, after),
+        Intent::DeleteVm { stop, retention } => {
+            let after = deleted(&vm, operation.create_time, *retention);
+            remove::delete(cell, &vm, after, *stop, *retention)
+        }
+        Intent::RecoverVm => remove::recover(cell, &vm),
+        Intent::ExpungeVm => remove::expunge(cell, &vm),
+        Intent::StartVm { discard_saved_memory } => power::start(cell, *discard_saved_memory),
+        Intent::StopVm { policy, discard_saved_memory } => {
+            if *discard_saved_memory {
+                power::discard_saved(cell)
+            } else {
+                stop::plan(cell, *policy)
+            }
+        }
+        Intent::RebootVm => power::reboot(cell),
+        Intent::ResetVm => power::reset(cell),
+        Intent::PauseVm => power::pause(cell),
+        Intent::ResumeVm => power::resume(cell),
+        Intent::SaveVm => power::save(cell),
+        Intent::ReplaceRootVolume { .. } | Intent::RevertRootVolume { .. } => {
+            root::plan(cell, &vm, operation)
+        }
+        // Images have plans of their own; see `service::images`.
+        Intent::ImportImage { .. } | Intent::DeleteImage => Plan::new(),
+    })
+}
+
+/// What an operation that has ended leaves of the record. `None` is a VM that
+/// is gone for good.
+pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
+    let mut vm = vm;
+    match &operation.intent {
+        Intent::CreateVm { .. } => {
+            vm.life = if succeeded { Life::Present } else { Life::Failed };
+        }
+        Intent::UpdateVm { after, .. } if succeeded => {
+            vm = Vm { seen: vm.seen, last_host_id: vm.last_host_id, ..(**after).clone() };
+        }
+        Intent::DeleteVm { retention, .. } if succeeded => {
+            if retention.is_zero() {
+                return None;
+            }
+            vm = deleted(&vm, operation.create_time, *retention);
+        }
+        Intent::RecoverVm if succeeded => vm.life = Life::Present,
+        Intent::ExpungeVm if succeeded => return None,
+        Intent::UpdateVm { .. }
+        | Intent::DeleteVm { .. }
+        | Intent::RecoverVm
+        | Intent::ExpungeVm
+        | Intent::StartVm { .. }
+        | Intent::StopVm { .. }
+        | Intent::RebootVm
+        | Intent::ResetVm
+        | Intent::PauseVm
+        | Intent::ResumeVm
+        | Intent::SaveVm
+        // The switch itself records the new root, at its moment.
+        | Intent::ReplaceRootVolume { .. }
+        | Intent::RevertRootVolume { .. }
+        | Intent::ImportImage { .. }
+        | Intent::DeleteImage => {}
+    }
+    Some(vm)
+}
+
+/// The record of a VM that was deleted then.
+fn deleted(vm: &Vm, when: Timestamp, retention: Duration) -> Vm {
+    Vm {
+        life: Life::Deleted { delete_time: when, expunge_time: when.plus(retention) },
+        ..vm.clone()
+    }
+}

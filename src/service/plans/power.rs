@@ -1,0 +1,315 @@
+//! Start, pause, resume, save, reset, reboot: one step each.
+
+use crate::libvirt::{DomainState, ErrorKind, LibvirtError, Power, RebootMethod};
+use crate::model::fault::Fault;
+use crate::model::reason::Reason;
+use crate::service::cell::Cell;
+use crate::service::fault::{chain, from_libvirt};
+use crate::service::gate::Lane;
+use crate::service::plan::{Plan, Run, Step, Undone};
+use async_trait::async_trait;
+use std::sync::Arc;
+
+pub(super) fn start(cell: Arc<Cell>, discard_saved: bool) -> Plan {
+    let mut plan = Plan::new();
+    if discard_saved {
+        plan.push(Box::new(DiscardSaved { cell: cell.clone() }));
+    }
+    plan.push(Box::new(StartGuest { cell, undo_stops: false }));
+    plan
+}
+
+pub(super) fn discard_saved(cell: Arc<Cell>) -> Plan {
+    vec![Box::new(DiscardSaved { cell })]
+}
+
+pub(super) fn reboot(cell: Arc<Cell>) -> Plan {
+    vec![Box::new(Reboot { cell })]
+}
+
+pub(super) fn reset(cell: Arc<Cell>) -> Plan {
+    vec![Box::new(Reset { cell })]
+}
+
+pub(super) fn pause(cell: Arc<Cell>) -> Plan {
+    vec![Box::new(Pause { cell })]
+}
+
+pub(super) fn resume(cell: Arc<Cell>) -> Plan {
+    vec![Box::new(Resume { cell })]
+}
+
+pub(super) fn save(cell: Arc<Cell>) -> Plan {
+    vec![Box::new(Save { cell })]
+}
+
+/// Reads the VM's domain.
+///
+/// # Errors
+/// As any call; a domain that is gone is `HYPERVISOR_REFUSED`.
+pub(super) async fn domain(run: &Run, cell: &Cell) -> Result<DomainState, Fault> {
+    let id = cell.id;
+    let found = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
+    found.ok_or_else(|| Fault::new(Reason::HypervisorRefused, "the VM's domain is not on the host"))
+}
+
+/// Whether QEMU runs for the VM.
+pub(super) async fn has_power(run: &Run, cell: &Cell) -> Result<bool, Fault> {
+    let id = cell.id;
+    let found = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
+    Ok(found.is_some_and(|domain| domain.power.is_active()))
+}
+
+/// Gives a guest power; one whose memory is saved is restored by libvirt.
+pub(super) struct StartGuest {
+    pub(super) cell: Arc<Cell>,
+    /// Undoing takes the power again: the operation made or switched the disk
+    /// that runs.
+    pub(super) undo_stops: bool,
+}
+
+#[async_trait]
+impl Step for StartGuest {
+    fn name(&self) -> &'static str {
+        "start-guest"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        has_power(run, &self.cell).await
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        start_guest(run, &self.cell).await
+    }
+
+    async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
+        if !self.undo_stops || !has_power(run, &self.cell).await? {
+            return Ok(Undone::Nothing);
+        }
+        let id = self.cell.id;
+        run.core.hypervisor.call(Lane::PowerOff, move |host| host.destroy(id)).await?;
+        Ok(Undone::Something)
+    }
+}
+
+/// Starts the domain.
+pub(super) async fn start_guest(run: &Run, cell: &Cell) -> Result<(), Fault> {
+    let id = cell.id;
+    let host = run.core.node.id();
+    let answer = run.core.hypervisor.try_call(Lane::Memory, move |host| host.start(id)).await?;
+    match answer {
+        Ok(()) => {
+            cell.edit(|vm| vm.last_host_id = Some(host));
+            Ok(())
+        }
+        Err(error) => Err(refused(&error, Reason::StartFailed, "the hypervisor could not start the VM")),
+    }
+}
+
+/// An error that has a reason of its own here, unless it is about the link.
+fn refused(error: &LibvirtError, reason: Reason, words: &str) -> Fault {
+    tracing::warn!(error = chain(error), "libvirt call failed");
+    let fault = from_libvirt(error);
+    match error.kind {
+        ErrorKind::Unreachable | ErrorKind::Interrupted | ErrorKind::Busy => fault,
+        ErrorKind::NotFound
+        | ErrorKind::AlreadyExists
+        | ErrorKind::InvalidState
+        | ErrorKind::Unsupported
+        | ErrorKind::Invalid
+        | ErrorKind::NoResources
+        | ErrorKind::Denied
+        | ErrorKind::AgentUnavailable
+        | ErrorKind::Other => Fault::new(reason, format!("{words}: {}", fault.message)),
+    }
+}
+
+/// Gives up the saved memory of a guest.
+struct DiscardSaved {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for DiscardSaved {
+    fn name(&self) -> &'static str {
+        "discard-saved-memory"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        Ok(!domain(run, &self.cell).await?.managed_save)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        run.core.hypervisor.call(Lane::Control, move |host| host.discard_managed_save(id)).await
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+
+    fn is_point_of_no_return(&self) -> bool {
+        true
+    }
+}
+
+/// Asks the guest to restart itself.
+struct Reboot {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for Reboot {
+    fn name(&self) -> &'static str {
+        "ask-guest-to-reboot"
+    }
+
+    async fn is_done(&self, _: &Run) -> Result<bool, Fault> {
+        Ok(false)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        run.core
+            .hypervisor
+            .call(Lane::Control, move |host| {
+                if host.agent_connected(id)? {
+                    // An agent that is connected but does not answer is a guest
+                    // that may still hear its power button.
+                    match host.reboot(id, RebootMethod::Agent) {
+                        Err(error) if error.kind == ErrorKind::AgentUnavailable => {}
+                        answer => return answer,
+                    }
+                }
+                host.reboot(id, RebootMethod::Acpi)
+            })
+            .await
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+
+    fn is_point_of_no_return(&self) -> bool {
+        true
+    }
+
+    fn is_repeatable(&self) -> bool {
+        false
+    }
+}
+
+/// Presses the reset button.
+struct Reset {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for Reset {
+    fn name(&self) -> &'static str {
+        "reset-guest"
+    }
+
+    async fn is_done(&self, _: &Run) -> Result<bool, Fault> {
+        Ok(false)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        run.core.hypervisor.call(Lane::Control, move |host| host.reset(id)).await
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+
+    fn is_point_of_no_return(&self) -> bool {
+        true
+    }
+
+    fn is_repeatable(&self) -> bool {
+        false
+    }
+}
+
+/// Makes the guest's processors stand still.
+struct Pause {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for Pause {
+    fn name(&self) -> &'static str {
+        "pause-guest"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        Ok(matches!(domain(run, &self.cell).await?.power, Power::Paused(_)))
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        run.core.hypervisor.call(Lane::Control, move |host| host.suspend(id)).await
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Lets the guest's processors go on.
+struct Resume {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for Resume {
+    fn name(&self) -> &'static str {
+        "resume-guest"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        Ok(matches!(domain(run, &self.cell).await?.power, Power::Running(_)))
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        let answer = run.core.hypervisor.try_call(Lane::Control, move |host| host.resume(id)).await?;
+        answer.map_err(|error| refused(&error, Reason::ResumeFailed, "the guest did not go on"))
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Writes the guest's memory to a file and takes its power.
+struct Save {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for Save {
+    fn name(&self) -> &'static str {
+        "save-memory"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        let domain = domain(run, &self.cell).await?;
+        Ok(domain.managed_save && !domain.power.is_active())
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        run.core.hypervisor.call(Lane::Memory, move |host| host.managed_save(id)).await
+    }
+
+    /// libvirt lets the guest go on if saving fails.
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+
+    fn is_point_of_no_return(&self) -> bool {
+        true
+    }
+}

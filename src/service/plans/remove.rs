@@ -1,0 +1,335 @@
+//! DeleteVm, RecoverVm and ExpungeVm.
+//!
+//! A deleted VM keeps its domain (with its firmware variables and saved memory)
+//! and all its volumes; only the record says that it is deleted, in the journal
+//! and in the domain. What is expunged goes in this order: domain, volumes,
+//! record.
+
+use super::create::DefineDomain;
+use super::power::domain;
+use super::stop::StopGuest;
+use super::update::DescribeDomain;
+use crate::journal::Batch;
+use crate::model::fault::Fault;
+use crate::model::ids::VolumeId;
+use crate::model::reason::Reason;
+use crate::model::stop::StopPolicy;
+use crate::model::vm::{Life, Vm};
+use crate::model::volume::VolumeAttachment;
+use crate::service::cell::Cell;
+use crate::service::domains;
+use crate::service::gate::Lane;
+use crate::service::plan::{Plan, Run, Step, Undone};
+use async_trait::async_trait;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) fn delete(
+    cell: Arc<Cell>,
+    before: &Vm,
+    after: Vm,
+    stop: Option<StopPolicy>,
+    retention: Duration,
+) -> Plan {
+    let mut plan = Plan::new();
+    if let Some(policy) = stop {
+        plan.push(Box::new(StopGuest { cell: cell.clone(), policy, undo_starts: true }));
+    }
+    if retention.is_zero() {
+        plan.extend(expunge(cell, before));
+    } else {
+        plan.push(Box::new(MarkDomain(DescribeDomain { cell, before: before.clone(), after })));
+    }
+    plan
+}
+
+pub(super) fn recover(cell: Arc<Cell>, before: &Vm) -> Plan {
+    let after = Vm { life: Life::Present, ..before.clone() };
+    vec![
+        Box::new(CheckVolumes { vm: before.clone() }),
+        Box::new(BringBackDomain { cell, before: before.clone(), after }),
+    ]
+}
+
+pub(super) fn expunge(cell: Arc<Cell>, vm: &Vm) -> Plan {
+    let mut plan: Plan = vec![
+        Box::new(CheckPowerOff { cell: cell.clone() }),
+        Box::new(MarkExpunging { cell: cell.clone() }),
+        Box::new(RemoveDomain { cell: cell.clone() }),
+    ];
+    for volume in &vm.volumes {
+        let kept = matches!(volume.attachment, VolumeAttachment::Kept { .. });
+        if volume.delete_with_vm || kept {
+            plan.push(Box::new(RemoveVolume { pool: volume.pool.clone(), id: volume.id }));
+        }
+    }
+    plan.push(Box::new(RemoveConsoleLog { cell }));
+    plan
+}
+
+/// Writes into the domain that its VM is deleted, if there is a domain.
+struct MarkDomain(DescribeDomain);
+
+impl MarkDomain {
+    async fn has_domain(&self, run: &Run) -> Result<bool, Fault> {
+        let id = self.0.cell.id;
+        Ok(run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?.is_some())
+    }
+}
+
+#[async_trait]
+impl Step for MarkDomain {
+    fn name(&self) -> &'static str {
+        "mark-deleted"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        Ok(!self.has_domain(run).await? || self.0.is_done(run).await?)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        self.0.run(run).await
+    }
+
+    async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
+        if self.has_domain(run).await? { self.0.undo(run).await } else { Ok(Undone::Nothing) }
+    }
+}
+
+/// Looks for every volume that the VM needs.
+struct CheckVolumes {
+    vm: Vm,
+}
+
+#[async_trait]
+impl Step for CheckVolumes {
+    fn name(&self) -> &'static str {
+        "check-volumes"
+    }
+
+    async fn is_done(&self, _: &Run) -> Result<bool, Fault> {
+        Ok(false)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let mut missing = Vec::new();
+        for volume in self.vm.disks() {
+            let id = volume.id;
+            if run.core.pools.call(&volume.pool, move |pool, _| pool.volume(id)).await?.is_none() {
+                missing.push(id.to_string());
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing = missing.join(",");
+        Err(Fault::new(
+            Reason::VolumesMissing,
+            format!("volumes of the VM are not in their pools: {missing}"),
+        )
+        .with("volumes", missing))
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Defines the domain again if it is gone; else takes back that it is deleted.
+struct BringBackDomain {
+    cell: Arc<Cell>,
+    before: Vm,
+    after: Vm,
+}
+
+impl BringBackDomain {
+    fn define(&self) -> DefineDomain {
+        DefineDomain { cell: self.cell.clone(), vm: self.after.clone() }
+    }
+
+    fn describe(&self) -> DescribeDomain {
+        DescribeDomain {
+            cell: self.cell.clone(),
+            before: self.before.clone(),
+            after: self.after.clone(),
+        }
+    }
+
+    async fn has_domain(&self, run: &Run) -> Result<bool, Fault> {
+        let id = self.cell.id;
+        Ok(run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?.is_some())
+    }
+}
+
+#[async_trait]
+impl Step for BringBackDomain {
+    fn name(&self) -> &'static str {
+        "bring-back-domain"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        self.define().is_done(run).await
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        if self.has_domain(run).await? {
+            self.describe().run(run).await
+        } else {
+            self.define().run(run).await
+        }
+    }
+
+    /// The domain may stay: it does no harm to a VM that is deleted or lost.
+    async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
+        if self.has_domain(run).await? { self.describe().undo(run).await } else { Ok(Undone::Nothing) }
+    }
+}
+
+/// Makes sure that nobody gave power to a VM that is to be removed.
+struct CheckPowerOff {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for CheckPowerOff {
+    fn name(&self) -> &'static str {
+        "check-power-off"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        let id = self.cell.id;
+        let found = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
+        Ok(found.is_none_or(|domain| !domain.power.is_active()))
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let name = domain(run, &self.cell).await?.name;
+        Err(Fault::new(
+            Reason::WrongState,
+            "something else on the host gave the VM power; it is not removed while it runs",
+        )
+        .with("domain", name))
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Records that there is no way back.
+struct MarkExpunging {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for MarkExpunging {
+    fn name(&self) -> &'static str {
+        "mark-expunging"
+    }
+
+    async fn is_done(&self, _: &Run) -> Result<bool, Fault> {
+        Ok(self.cell.vm()?.life == Life::Expunging)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let vm = Vm { life: Life::Expunging, ..self.cell.vm()? };
+        run.core.ledger.commit(Batch::new().put_vm(&vm)).await?;
+        self.cell.edit(|record| *record = vm);
+        Ok(())
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+
+    fn is_point_of_no_return(&self) -> bool {
+        true
+    }
+}
+
+/// Removes the domain with its firmware variables and saved memory.
+struct RemoveDomain {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for RemoveDomain {
+    fn name(&self) -> &'static str {
+        "remove-domain"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        let id = self.cell.id;
+        Ok(run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?.is_none())
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        run.core.hypervisor.call(Lane::Control, move |host| host.undefine(id)).await
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Removes a volume and its data.
+struct RemoveVolume {
+    pool: String,
+    id: VolumeId,
+}
+
+#[async_trait]
+impl Step for RemoveVolume {
+    fn name(&self) -> &'static str {
+        "remove-volume"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        let id = self.id;
+        Ok(run.core.pools.call(&self.pool, move |pool, _| pool.volume(id)).await?.is_none())
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.id;
+        run.core.pools.call(&self.pool, move |pool, _| pool.delete_volume(id)).await
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Removes the file of the serial console.
+struct RemoveConsoleLog {
+    cell: Arc<Cell>,
+}
+
+#[async_trait]
+impl Step for RemoveConsoleLog {
+    fn name(&self) -> &'static str {
+        "remove-console-log"
+    }
+
+    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        let path = domains::console_log(&run.core, self.cell.id);
+        Ok(!tokio::fs::try_exists(&path).await.unwrap_or(true))
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let path = domains::console_log(&run.core, self.cell.id);
+        match tokio::fs::remove_file(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // A log is not worth a VM that can't be removed.
+                tracing::warn!(%error, "a console log can't be removed");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}

@@ -1,0 +1,182 @@
+//! The configured pools: found by name, called through the gate, measured.
+
+use super::fault::{chain, from_gate_storage, from_storage};
+use super::gate::{Gate, Lane};
+use crate::config::{Config, PoolSettings};
+use crate::model::bytes::Bytes;
+use crate::model::fault::Fault;
+use crate::model::reason::Reason;
+use crate::model::volume::PoolKind;
+use crate::storage::{Pool, PoolUsage, Qcow2Pool, StorageError, Task};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long a quick call to a pool may take.
+const QUICK: Duration = Duration::from_secs(60);
+
+/// One configured pool.
+pub struct PoolEntry {
+    /// What it can do.
+    pub pool: Arc<dyn Pool>,
+    /// Whether VMs are created here unless another pool is named.
+    pub default: bool,
+    measured: Mutex<Measured>,
+}
+
+/// What was last measured of a pool.
+#[derive(Debug, Clone, Default)]
+pub struct Measured {
+    /// Its space; `None` if it could never be measured.
+    pub usage: Option<PoolUsage>,
+    /// Why it can't be used now.
+    pub trouble: Option<Fault>,
+}
+
+/// All configured pools.
+pub struct Pools {
+    entries: Vec<PoolEntry>,
+    gate: Arc<Gate>,
+}
+
+impl Pools {
+    /// The pools of the configuration, none of them touched yet.
+    pub fn new(config: &Config, gate: Arc<Gate>) -> Self {
+        let entry = |settings: &PoolSettings| PoolEntry {
+            pool: match settings.kind {
+                PoolKind::Qcow2 => Arc::new(Qcow2Pool::new(&settings.name, &settings.path)),
+                PoolKind::Rbd => unreachable!("the configuration refuses rbd pools"),
+            },
+            default: settings.default,
+            measured: Mutex::default(),
+        };
+        Self { entries: config.pools.iter().map(entry).collect(), gate }
+    }
+
+    /// All of them, in the order of the configuration.
+    pub fn all(&self) -> &[PoolEntry] {
+        &self.entries
+    }
+
+    /// The pool of this name.
+    pub fn get(&self, name: &str) -> Option<&PoolEntry> {
+        self.entries.iter().find(|entry| entry.pool.name() == name)
+    }
+
+    /// The pool of this name; else a fault about the field that named it.
+    ///
+    /// # Errors
+    /// `POOL_NOT_FOUND`.
+    pub fn named(&self, name: &str, field: &str) -> Result<&PoolEntry, Fault> {
+        self.get(name).ok_or_else(|| {
+            Fault::field(Reason::PoolNotFound, field, "names no configured pool").with("pool", name)
+        })
+    }
+
+    /// The pool for what is made without naming one.
+    pub fn default_pool(&self) -> &PoolEntry {
+        self.entries
+            .iter()
+            .find(|entry| entry.default)
+            .or(self.entries.first())
+            .expect("the configuration has at least one pool")
+    }
+
+    /// Makes a quick call to a pool.
+    ///
+    /// # Errors
+    /// What the pool's error comes to; the error itself is logged.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        name: &str,
+        call: impl FnOnce(&dyn Pool, &Task) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.call_task(name, Lane::Storage, QUICK, Task::within(QUICK), call).await
+    }
+
+    /// Makes a call to a pool with a leash and a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Pools::call`].
+    pub async fn call_task<T: Send + 'static>(
+        &self,
+        name: &str,
+        lane: Lane,
+        deadline: Duration,
+        task: Task,
+        call: impl FnOnce(&dyn Pool, &Task) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let entry = self.get(name).ok_or_else(|| {
+            Fault::new(Reason::PoolNotFound, format!("pool {name} is no longer configured"))
+                .with("pool", name)
+        })?;
+        let pool = entry.pool.clone();
+        // The task ends by itself a little before the gate gives up on it.
+        let grace = deadline + Duration::from_secs(5);
+        match self.gate.run(lane, grace, move || call(pool.as_ref(), &task)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                tracing::warn!(pool = name, error = chain(&error), "pool call failed");
+                Err(from_storage(&error, name))
+            }
+            Err(error) => Err(from_gate_storage(error, name)),
+        }
+    }
+
+    /// Prepares every pool, and measures it. A pool that can't be used is
+    /// logged, and tried again by [`Pools::measure`].
+    pub async fn prepare(&self) {
+        self.look(true).await;
+    }
+
+    /// Measures every pool; prepares those that were in trouble.
+    pub async fn measure(&self) {
+        self.look(false).await;
+    }
+
+    async fn look(&self, first: bool) {
+        for entry in &self.entries {
+            let prepare = first || entry.measured().trouble.is_some();
+            let looked = self
+                .call(entry.pool.name(), move |pool, _| {
+                    if prepare {
+                        pool.prepare()?;
+                    }
+                    pool.usage()
+                })
+                .await;
+            let mut measured = entry.measured.lock().unwrap_or_else(PoisonError::into_inner);
+            match looked {
+                Ok(usage) => *measured = Measured { usage: Some(usage), trouble: None },
+                Err(fault) => {
+                    tracing::error!(pool = entry.pool.name(), error = chain(&fault), "pool can't be used");
+                    measured.trouble = Some(fault);
+                }
+            }
+        }
+    }
+
+    /// Refuses what would not fit into a pool's free space, as it is now.
+    ///
+    /// # Errors
+    /// `POOL_FULL`, or why the pool can't be measured.
+    pub async fn check_room(&self, name: &str, needed: Bytes) -> Result<(), Fault> {
+        let usage = self.call(name, |pool, _| pool.usage()).await?;
+        if needed <= usage.free {
+            return Ok(());
+        }
+        Err(Fault::new(
+            Reason::PoolFull,
+            format!("pool {name} has {} free, and {needed} may be needed", usage.free),
+        )
+        .with("pool", name)
+        .with("free_bytes", usage.free.get())
+        .with("needed_bytes", needed.get()))
+    }
+}
+
+impl PoolEntry {
+    /// What was last measured of it.
+    pub fn measured(&self) -> Measured {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
