@@ -76,7 +76,8 @@ impl Host {
             .map_err(|e| LibvirtError::refused("read capabilities", ErrorKind::Other, e))?;
         let node = self.call("read node information", Connect::node_info)?;
         let domain_capabilities = self.domain_capabilities(None)?;
-        let kvm = self.domain_capabilities(Some("kvm"))?.is_some();
+        // The simulated driver claims to have every kind of guest.
+        let kvm = !self.is_simulated() && self.domain_capabilities(Some("kvm"))?.is_some();
         Ok(HostFacts {
             libvirt_version: Version::from_number(
                 self.call("read libvirt's version", Connect::lib_version)?,

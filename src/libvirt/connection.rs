@@ -130,6 +130,11 @@ impl Host {
         drop(self);
     }
 
+    /// Whether the guests are libvirt's simulated ones.
+    pub fn is_simulated(&self) -> bool {
+        matches!(self.0.kind, HypervisorKind::Test)
+    }
+
     pub(super) fn kind(&self) -> &HypervisorKind {
         &self.0.kind
     }

@@ -32,14 +32,19 @@ fn path_text(path: &Path) -> Result<String, XmlError> {
         .ok_or_else(|| XmlError::Path(path.to_owned()))
 }
 
-/// Our element for a domain's metadata, with its namespace.
+/// Our element for a domain's metadata as `virDomainSetMetadata` wants it:
+/// without its namespace, which libvirt adds.
 pub(in super::super) fn metadata(metadata: &Metadata) -> Result<String, XmlError> {
-    metadata_element(metadata).to_xml()
+    metadata_content(el("vm"), metadata).to_xml()
 }
 
 fn metadata_element(metadata: &Metadata) -> Element {
-    el("kvmlet:vm")
-        .with("xmlns:kvmlet", METADATA_NAMESPACE)
+    let element = el("kvmlet:vm").with("xmlns:kvmlet", METADATA_NAMESPACE);
+    metadata_content(element, metadata)
+}
+
+fn metadata_content(element: Element, metadata: &Metadata) -> Element {
+    element
         .with("id", metadata.id.to_string())
         .with("generation", metadata.generation.to_string())
         .text(metadata.record.as_str())

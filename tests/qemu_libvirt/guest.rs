@@ -1,0 +1,83 @@
+//! The smallest guests there are: a boot sector that writes a line to the
+//! serial port, and then idles or powers the machine off.
+
+use kvmlet::libvirt::NicSpec;
+use kvmlet::model::ids::{NicId, VmId};
+use kvmlet::model::nic::{Attachment, MacAddress, NicModel};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What the guest writes when it boots.
+pub const LINE: &str = "kvmlet test guest\r\n";
+
+/// What a guest does after its line.
+#[derive(Debug, Clone, Copy)]
+pub enum BootSector {
+    Idle,
+    PowerOff,
+}
+
+impl BootSector {
+    fn bytes(self) -> [u8; 512] {
+        // Asks a q35 board to power off: SLP_EN, sleep type 0, to PM1a_CNT.
+        const POWER_OFF: [u8; 7] = [0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef];
+        let print = [
+            0x31, 0xc0, // xor ax, ax
+            0x8e, 0xd8, // mov ds, ax
+            0xbe, 0x40, 0x7c, // mov si, the line at 0x40
+            0xac, // next: lodsb
+            0x84, 0xc0, // test al, al
+            0x74, 0x06, // jz end
+            0xba, 0xf8, 0x03, // mov dx, the first serial port
+            0xee, // out dx, al
+            0xeb, 0xf5, // jmp next
+        ];
+        let end = match self {
+            Self::Idle => &[][..],
+            Self::PowerOff => &POWER_OFF[..],
+        };
+        // again: hlt; jmp again
+        let code: Vec<u8> = [&print[..], end, &[0xf4, 0xeb, 0xfd]].concat();
+        let mut sector = [0; 512];
+        sector[..code.len()].copy_from_slice(&code);
+        sector[0x40..0x40 + LINE.len()].copy_from_slice(LINE.as_bytes());
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        sector
+    }
+
+    /// Makes a qcow2 disk of 1 MiB that boots it.
+    pub fn write_disk(self, path: &Path) {
+        let raw = path.with_extension("raw");
+        let mut bytes = self.bytes().to_vec();
+        bytes.resize(1 << 20, 0);
+        std::fs::write(&raw, bytes).unwrap();
+        #[allow(clippy::disallowed_methods)] // a test prepares its own disk
+        let done = Command::new("qemu-img")
+            .args(["convert", "-f", "raw", "-O", "qcow2"])
+            .args([&raw, path])
+            .status()
+            .unwrap();
+        assert!(done.success());
+        std::fs::remove_file(raw).unwrap();
+    }
+}
+
+/// An interface that needs nothing of the host.
+pub fn user_nic(vm: VmId) -> NicSpec {
+    NicSpec {
+        mac: MacAddress::derived(NicId::random(), vm),
+        model: NicModel::Virtio,
+        mtu: None,
+        attachment: Attachment::User,
+    }
+}
+
+/// Waits for a condition that nothing announces.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
