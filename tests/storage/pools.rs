@@ -1,15 +1,15 @@
 //! Pools: who holds one, what is free, what a crash leaves.
 
-use crate::support::{MIB, Place, compressed, failure, names, request, run, task};
+use crate::support::{MIB, Place, compressed, failure, names, request, run, stop_conversion, task};
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::ids::{ImageId, VolumeId};
 use kvmlet::model::image::ImageFormat;
-use kvmlet::storage::{Pool, Qcow2Pool, SourcePolicy, StorageErrorKind, Task};
+use kvmlet::storage::{Pool, Qcow2Pool, SourcePolicy, StorageErrorKind};
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::signal::{Signal, kill};
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 #[test]
 fn a_pool_belongs_to_one_holder_at_a_time() {
@@ -178,15 +178,15 @@ fn a_pool_that_fills_up_during_a_conversion_keeps_nothing_of_it() {
         .policy
         .fetch(&request, scratch, &task())
         .expect("a source");
-    let disk = place.disk.0.clone();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let filling = Task::new(std::sync::Arc::default(), Some(deadline), move |_, _| {
-        if !disk.join("filler").exists() {
-            fill(&disk);
-        }
-    });
     let id = ImageId::random();
-    let result = place.pool.put_image(id, &source, &filling);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let conversion = stop_conversion(place.folder.path());
+            fill(&place.disk.0);
+            kill(conversion, Signal::SIGCONT).expect("it waits");
+        });
+        place.pool.put_image(id, &source, &task())
+    });
     assert_eq!(failure(result), StorageErrorKind::Full);
     drop(source);
     assert_eq!(place.pool.image(id).expect("a look"), None);

@@ -1,35 +1,15 @@
 //! Child processes: that they end when they should.
 
-use crate::support::{Place, command, compressed, failure, request, task, until};
+use crate::support::{Place, command, compressed, failure, request, stop_conversion, task, until};
 use kvmlet::model::ids::ImageId;
 use kvmlet::model::image::ImageFormat;
 use kvmlet::storage::{Pool, Qcow2Pool, SourcePolicy, StorageErrorKind, Task};
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// Finds the conversion that reads this folder, and stops it, so that it can't
-/// end by itself.
-fn stop_conversion(folder: &Path) -> Pid {
-    let pid = until("a conversion", || conversion(folder));
-    kill(pid, Signal::SIGSTOP).expect("it runs");
-    pid
-}
-
-fn conversion(folder: &Path) -> Option<Pid> {
-    let folder = folder.to_str().expect("text");
-    std::fs::read_dir("/proc").expect("proc").find_map(|entry| {
-        let entry = entry.ok()?;
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        (line.starts_with("qemu-img convert ") && line.contains(folder)).then(|| Pid::from_raw(pid))
-    })
-}
 
 /// A dead process that nobody has collected yet is gone too.
 fn is_gone(pid: Pid) -> bool {

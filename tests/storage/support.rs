@@ -8,6 +8,8 @@ use kvmlet::storage::{
     CheckedSource, ImageSource, Pool, Qcow2Pool, SourcePolicy, SourceRequest, StorageError,
     StorageErrorKind, Task,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -173,6 +175,25 @@ pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
         assert!(Instant::now() < end, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Finds the conversion that works in this folder, and stops it, so that it can't
+/// end by itself.
+pub(crate) fn stop_conversion(folder: &Path) -> Pid {
+    let pid = until("a conversion", || conversion(folder));
+    kill(pid, Signal::SIGSTOP).expect("it runs");
+    pid
+}
+
+fn conversion(folder: &Path) -> Option<Pid> {
+    let folder = folder.to_str().expect("text");
+    std::fs::read_dir("/proc").expect("proc").find_map(|entry| {
+        let entry = entry.ok()?;
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        (line.starts_with("qemu-img convert ") && line.contains(folder)).then(|| Pid::from_raw(pid))
+    })
 }
 
 pub(crate) const MIB: Bytes = Bytes::mib(1);

@@ -7,7 +7,7 @@ use kvmlet::model::image::ImageFormat;
 use kvmlet::storage::{
     CheckedSource, ImageSource, Pool, SourceRequest, StorageError, StorageErrorKind, Task, source,
 };
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -468,4 +468,48 @@ fn a_server_that_is_not_there_is_given_up_after_some_tries() {
     place.policy.allowed_url_prefixes = vec!["http://".parse().expect("a prefix")];
     let result = fetch(&place, &request(format!("http://{address}/x")));
     assert_eq!(failure(result), StorageErrorKind::Unreachable);
+}
+
+#[test]
+fn a_download_that_was_whole_is_not_sent_again() {
+    let whole = vec![3; 1 << 20];
+    let sent = whole.clone();
+    let server =
+        Server::start(move |asked, _, stream| serve(stream, asked, &sent, "\"a\"", 1 << 30));
+    let place = place(&server);
+    let request = request(server.url("/images/disk.raw"));
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&cancelled);
+    let task = Task::new(cancelled, None, move |done, total| {
+        stop.store(done == total, Ordering::Relaxed);
+    });
+    let result = place.policy.fetch(&request, place.pool.scratch(), &task);
+    assert_eq!(failure(result), StorageErrorKind::Cancelled);
+    let source = fetch(&place, &request).expect("a source");
+    assert_whole(&source, &whole);
+    let from: Vec<_> = server
+        .asked()
+        .iter()
+        .map(|asked| asked.range_from)
+        .collect();
+    assert_eq!(from, [None, Some(1 << 20)]);
+}
+
+#[test]
+fn an_https_address_is_asked_in_tls_and_never_in_clear() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut first = [0];
+        stream.read_exact(&mut first).expect("a byte");
+        drop(listener);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 512\r\n\r\n");
+        first[0]
+    });
+    let mut place = Place::new();
+    place.policy.allowed_url_prefixes = vec!["https://".parse().expect("a prefix")];
+    let result = fetch(&place, &request(format!("https://{address}/disk.raw")));
+    assert_eq!(failure(result), StorageErrorKind::Unreachable);
+    assert_eq!(server.join().expect("no panic"), 0x16, "a TLS handshake");
 }
