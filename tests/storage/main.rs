@@ -1,1 +1,10 @@
-//! Storage.
+//! Storage, with the real `qemu-img`, real file systems and real sockets.
+
+mod files;
+mod hostile;
+mod images;
+mod pools;
+mod processes;
+mod support;
+mod volumes;
+mod web;

@@ -255,6 +255,11 @@ fn options() -> OpenOptions {
     options
 }
 
+/// Compares the bytes with themselves, one place on: the first is zero, and
+/// each is like the one before it.
 fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&byte| byte == 0)
+    match bytes {
+        [] => true,
+        [first, rest @ ..] => *first == 0 && *rest == bytes[..rest.len()],
+    }
 }

@@ -11,6 +11,10 @@
 //! mounted elsewhere. The folders can be entered by the user that QEMU runs as
 //! (libvirt gives it the volumes, one by one), but not listed by it.
 
+mod claim;
+mod listing;
+
+use self::listing::{SUFFIX, id_in, list, on_disk, read_folder};
 use super::durable::{self, make_folder, publish, sync_folder, temporary};
 use super::error::{StorageError, StorageErrorKind};
 use super::inspect::{DEFAULT_MAX_VIRTUAL_SIZE, Qcow2Header, SECTOR, inspect};
@@ -24,13 +28,12 @@ use crate::model::bytes::Bytes;
 use crate::model::ids::{ImageId, VolumeId};
 use crate::model::image::ImageFormat;
 use crate::model::volume::{DiskSource, PoolKind};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::Flock;
 use nix::sys::statvfs::statvfs;
 use std::collections::HashSet;
-use std::fs::{DirEntry, File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -39,7 +42,6 @@ const LOCK: &str = ".kvmlet.lock";
 const IMAGES: &str = "images";
 const VOLUMES: &str = "volumes";
 const TEMPORARY: &str = "tmp";
-const SUFFIX: &str = ".qcow2";
 
 const IMAGE_MODE: u32 = 0o444;
 /// libvirt gives a volume to QEMU's user before a guest starts.
@@ -78,66 +80,6 @@ impl Qcow2Pool {
 
     fn volume_path(&self, id: VolumeId) -> PathBuf {
         self.volumes.join(format!("{id}{SUFFIX}"))
-    }
-
-    /// Takes the lock for this process.
-    fn take(&self) -> Result<Flock<File>, StorageError> {
-        let path = self.path.join(LOCK);
-        let failed = |e| StorageError::io(format!("locking {}", path.display()), e);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-        lock.map_err(|(file, errno)| match errno {
-            Errno::EWOULDBLOCK => {
-                let mut holder = String::new();
-                let _ = file.take(32).read_to_string(&mut holder);
-                StorageError::new(
-                    StorageErrorKind::InUse,
-                    format!(
-                        "the pool {} in {} belongs to another kvmlet, process {}",
-                        self.name,
-                        self.path.display(),
-                        holder.trim()
-                    ),
-                )
-            }
-            errno => failed(errno.into()),
-        })
-    }
-
-    /// Writes and reads one block past the page cache; false where the file
-    /// system can't.
-    fn probe(&self) -> Result<bool, StorageError> {
-        let failed = |e| StorageError::io(format!("writing in {}", self.temporary.display()), e);
-        let file = temporary(&self.temporary, "probe-")?;
-        let mut plain = OpenOptions::new().write(true).open(&file).map_err(failed)?;
-        plain
-            .write_all(&[1; BLOCK])
-            .and_then(|()| plain.sync_all())
-            .map_err(failed)?;
-        let direct = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlag::O_DIRECT.bits())
-            .open(&file);
-        let Ok(direct) = direct else {
-            return Ok(false);
-        };
-        // Direct I/O needs aligned memory: take the aligned part of a larger
-        // piece.
-        let mut memory = vec![2_u8; 2 * BLOCK];
-        let start = memory.as_ptr().align_offset(BLOCK);
-        let block = &mut memory[start..start + BLOCK];
-        Ok(direct
-            .write_all_at(block, 0)
-            .and_then(|()| direct.read_exact_at(block, 0))
-            .is_ok())
     }
 
     /// Makes a volume's file, unless the same one is there.
@@ -211,43 +153,6 @@ impl Qcow2Pool {
         }
         durable::remove(path)
     }
-
-    fn list(
-        &self,
-        folder: &Path,
-        entries: &mut Vec<Entry>,
-        kind: impl Fn(&str) -> Option<EntryKind>,
-    ) -> Result<(), StorageError> {
-        for (entry, found) in read_folder(folder)? {
-            let path = entry.path();
-            let file_name = entry.file_name();
-            // A name that isn't text is not one of ours.
-            let known = match file_name.to_str() {
-                Some(name) => kind(name),
-                None => Some(EntryKind::Unknown),
-            };
-            let Some(kind) = known else {
-                continue;
-            };
-            entries.push(Entry {
-                kind: if found.is_file() {
-                    kind
-                } else {
-                    EntryKind::Unknown
-                },
-                name: path
-                    .strip_prefix(&self.path)
-                    .unwrap_or(&path)
-                    .display()
-                    .to_string(),
-                actual_size: on_disk(&found),
-                modified: found
-                    .modified()
-                    .map_err(|e| StorageError::io(format!("reading {}", path.display()), e))?,
-            });
-        }
-        Ok(())
-    }
 }
 
 impl Pool for Qcow2Pool {
@@ -267,11 +172,7 @@ impl Pool for Qcow2Pool {
                 std::fs::create_dir_all(parent).map_err(failed)?;
             }
             make_folder(&self.path, 0o711)?;
-            let mut lock = self.take()?;
-            let holder = std::process::id().to_string();
-            lock.set_len(0)
-                .and_then(|()| lock.write_all(holder.as_bytes()))
-                .map_err(failed)?;
+            let lock = claim::lock(&self.path.join(LOCK))?;
             make_folder(&self.images, 0o755)?;
             make_folder(&self.volumes, 0o711)?;
             make_folder(&self.temporary, 0o700)?;
@@ -283,7 +184,8 @@ impl Pool for Qcow2Pool {
                     format!("{} spans several file systems", self.path.display()),
                 ));
             }
-            self.direct_io.store(self.probe()?, Ordering::Relaxed);
+            self.direct_io
+                .store(claim::probe(&self.temporary)?, Ordering::Relaxed);
             *held = Some(lock);
         }
         Ok(())
@@ -464,16 +366,16 @@ impl Pool for Qcow2Pool {
     fn entries(&self) -> Result<Vec<Entry>, StorageError> {
         let mut entries = Vec::new();
         let ours = [LOCK, IMAGES, VOLUMES, TEMPORARY, "lost+found"];
-        self.list(&self.path, &mut entries, |name| {
+        list(&self.path, &self.path, &mut entries, |name| {
             (!ours.contains(&name)).then_some(EntryKind::Unknown)
         })?;
-        self.list(&self.images, &mut entries, |name| {
+        list(&self.path, &self.images, &mut entries, |name| {
             Some(id_in(name).map_or(EntryKind::Unknown, EntryKind::Image))
         })?;
-        self.list(&self.volumes, &mut entries, |name| {
+        list(&self.path, &self.volumes, &mut entries, |name| {
             Some(id_in(name).map_or(EntryKind::Unknown, EntryKind::Volume))
         })?;
-        self.list(&self.temporary, &mut entries, |_| {
+        list(&self.path, &self.temporary, &mut entries, |_| {
             Some(EntryKind::Temporary)
         })?;
         Ok(entries)
@@ -500,9 +402,6 @@ impl Pool for Qcow2Pool {
         Ok(removed)
     }
 }
-
-/// The unit of direct I/O that every disk can do.
-const BLOCK: usize = 4096;
 
 /// Compares a volume that is there with the one that was asked for.
 fn same_volume(
@@ -547,30 +446,4 @@ fn read_header(path: &Path) -> Result<Option<(Qcow2Header, Metadata)>, StorageEr
     };
     let found = file.metadata().map_err(failed)?;
     Ok(Some((Qcow2Header::read(&mut file)?, found)))
-}
-
-/// Lists a folder; what vanishes meanwhile is left out.
-fn read_folder(folder: &Path) -> Result<Vec<(DirEntry, Metadata)>, StorageError> {
-    let failed = |e| StorageError::io(format!("listing {}", folder.display()), e);
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        match entry.metadata() {
-            Ok(found) => entries.push((entry, found)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(failed(e)),
-        }
-    }
-    Ok(entries)
-}
-
-/// Reads the id in a file name of ours, in its one spelling.
-fn id_in<Id: std::str::FromStr + ToString>(name: &str) -> Option<Id> {
-    let text = name.strip_suffix(SUFFIX)?;
-    text.parse::<Id>().ok().filter(|id| id.to_string() == text)
-}
-
-/// The space that a file takes; the kernel counts it in units of 512 bytes.
-fn on_disk(found: &Metadata) -> Bytes {
-    Bytes(found.blocks().saturating_mul(512))
 }

@@ -1,0 +1,205 @@
+//! Pools: who holds one, what is free, what a crash leaves.
+
+use crate::support::{MIB, Place, compressed, failure, names, request, run, stop_conversion, task};
+use kvmlet::model::bytes::Bytes;
+use kvmlet::model::ids::{ImageId, VolumeId};
+use kvmlet::model::image::ImageFormat;
+use kvmlet::storage::{Pool, Qcow2Pool, SourcePolicy, StorageErrorKind};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::signal::{Signal, kill};
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+#[test]
+fn a_pool_belongs_to_one_holder_at_a_time() {
+    let place = Place::new();
+    let other = Qcow2Pool::new("other", place.folder.path().join("pool"));
+    let result = other.prepare().expect_err("it is held");
+    assert_eq!(result.kind(), StorageErrorKind::InUse);
+    let holder = format!("process {}", std::process::id());
+    assert!(result.to_string().contains(&holder), "{result}");
+    place.pool.prepare().expect("a repeat is free");
+    let Place { folder, pool, .. } = place;
+    drop(pool);
+    other.prepare().expect("now it is free");
+    drop(folder);
+}
+
+#[test]
+fn qemu_may_enter_a_pool_but_not_list_it() {
+    let place = Place::new();
+    let root = place.folder.path().join("pool");
+    for (folder, wanted) in [
+        ("", 0o711),
+        ("images", 0o755),
+        ("volumes", 0o711),
+        ("tmp", 0o700),
+    ] {
+        let mode = root
+            .join(folder)
+            .metadata()
+            .expect("a folder")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, wanted, "{folder}");
+    }
+    let usage = place.pool.usage().expect("a measure");
+    assert!(
+        usage.free > Bytes::ZERO && usage.free <= usage.capacity,
+        "{usage:?}"
+    );
+    assert_eq!(
+        names(place.pool.scratch()),
+        Vec::<String>::new(),
+        "the probe is gone"
+    );
+}
+
+#[test]
+fn the_sweep_keeps_only_the_downloads_that_go_on() {
+    let place = Place::new();
+    let (kept, given_up) = (ImageId::random(), ImageId::random());
+    for id in [kept, given_up] {
+        for ending in ["part", "part.json"] {
+            std::fs::write(place.pool.scratch().join(format!("{id}.{ending}")), "x").expect("it");
+        }
+    }
+    let mut removed = place.pool.sweep_temporary(&[kept]).expect("swept");
+    removed.sort();
+    assert_eq!(
+        removed,
+        [format!("{given_up}.part"), format!("{given_up}.part.json")]
+    );
+    assert_eq!(place.leftovers().len(), 2);
+}
+
+/// A file system in memory of a given size; needs root.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, mib: u64) -> Self {
+        std::fs::create_dir_all(at).expect("a folder");
+        run(
+            "mount",
+            &[
+                &"-t",
+                &"tmpfs",
+                &"-o",
+                &format!("size={mib}m"),
+                &"kvmlet-test",
+                &at,
+            ],
+        );
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, because a failed test may still have files open.
+        run("umount", &[&"-l", &self.0]);
+    }
+}
+
+/// Takes all free space of a folder's file system, also from a process that
+/// writes to it meanwhile.
+fn fill(folder: &Path) {
+    let file = File::create(folder.join("filler")).expect("a file");
+    let mut taken = 0;
+    for piece in [64 << 20, 8 << 20, 1 << 20, 64 << 10, 4 << 10] {
+        while fallocate(&file, FallocateFlags::empty(), taken, piece).is_ok() {
+            taken += piece;
+        }
+    }
+}
+
+struct SmallPlace {
+    pool: Qcow2Pool,
+    policy: SourcePolicy,
+    disk: SmallDisk,
+    folder: tempfile::TempDir,
+}
+
+fn small_place(mib: u64) -> SmallPlace {
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = SmallDisk::mount(&folder.path().join("disk"), mib);
+    let pool = Qcow2Pool::new("small", disk.0.join("pool"));
+    pool.prepare().expect("a pool");
+    let allowed_directories = vec![folder.path().to_owned()];
+    let policy = SourcePolicy {
+        allowed_directories,
+        ..Default::default()
+    };
+    SmallPlace {
+        pool,
+        policy,
+        disk,
+        folder,
+    }
+}
+
+#[test]
+fn a_source_or_image_that_does_not_fit_is_refused_before_anything_is_written() {
+    let place = small_place(64);
+    let large = place.folder.path().join("large.raw");
+    std::fs::write(&large, vec![1; 70 << 20]).expect("a disk");
+    let scratch = place.pool.scratch();
+    let result = place
+        .policy
+        .fetch(&request(&large, ImageFormat::Raw), scratch, &task());
+    assert_eq!(failure(result), StorageErrorKind::Full);
+
+    let small = place.folder.path().join("small.qcow2");
+    compressed(&small, 70);
+    let request = request(&small, ImageFormat::Qcow2);
+    let source = place
+        .policy
+        .fetch(&request, scratch, &task())
+        .expect("it is small");
+    let id = ImageId::random();
+    assert_eq!(
+        failure(place.pool.put_image(id, &source, &task())),
+        StorageErrorKind::Full
+    );
+    drop(source);
+    assert_eq!(place.pool.image(id).expect("a look"), None);
+    assert_eq!(names(scratch), Vec::<String>::new());
+}
+
+#[test]
+fn a_pool_that_fills_up_during_a_conversion_keeps_nothing_of_it() {
+    let place = small_place(256);
+    let path = place.folder.path().join("disk.qcow2");
+    compressed(&path, 128);
+    let request = request(&path, ImageFormat::Qcow2);
+    let scratch = place.pool.scratch();
+    let source = place
+        .policy
+        .fetch(&request, scratch, &task())
+        .expect("a source");
+    let id = ImageId::random();
+    let result = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let conversion = stop_conversion(place.folder.path());
+            fill(&place.disk.0);
+            kill(conversion, Signal::SIGCONT).expect("it waits");
+        });
+        place.pool.put_image(id, &source, &task())
+    });
+    assert_eq!(failure(result), StorageErrorKind::Full);
+    drop(source);
+    assert_eq!(place.pool.image(id).expect("a look"), None);
+    assert_eq!(names(scratch), Vec::<String>::new());
+}
+
+#[test]
+fn a_volume_in_a_full_pool_is_refused_and_leaves_nothing() {
+    let place = small_place(16);
+    fill(&place.disk.0);
+    let id = VolumeId::random();
+    let result = place.pool.create_empty(id, MIB, &task());
+    assert_eq!(failure(result), StorageErrorKind::Full);
+    assert_eq!(place.pool.volume(id).expect("a look"), None);
+    assert_eq!(names(place.pool.scratch()), Vec::<String>::new());
+}
