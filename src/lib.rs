@@ -6,8 +6,9 @@
 //! client of the same API. `ARCHITECTURE.md` draws the picture and
 //! `tests/architecture.rs` keeps it true.
 
-pub mod libvirt;
 pub mod config;
+pub mod journal;
+pub mod libvirt;
 pub mod model;
 pub mod proto;
 pub mod storage;
