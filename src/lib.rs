@@ -7,6 +7,7 @@
 //! `tests/architecture.rs` keeps it true.
 
 pub mod config;
+pub mod journal;
 pub mod libvirt;
 pub mod model;
 pub mod proto;

@@ -1,0 +1,190 @@
+//! Changes that become durable together or not at all.
+
+use crate::model::ids::{ImageId, OperationId, VmId};
+use crate::model::image::Image;
+use crate::model::operation::{Operation, OperationState};
+use crate::model::time::Timestamp;
+use crate::model::vm::Vm;
+use rusqlite::{Connection, params};
+use serde::Serialize;
+
+/// Changes that become durable together or not at all, in the given order.
+#[derive(Debug, Default)]
+#[must_use = "a batch does nothing until it is submitted"]
+pub struct Batch {
+    writes: Vec<Write>,
+}
+
+/// One change, encoded by the caller's thread to keep the writer's short.
+#[derive(Debug)]
+enum Write {
+    PutVm {
+        id: VmId,
+        created_by: OperationId,
+        record: String,
+    },
+    DeleteVm(VmId),
+    PutImage {
+        id: ImageId,
+        record: String,
+    },
+    DeleteImage(ImageId),
+    PutOperation(Box<OperationRow>),
+    Revision(u64),
+}
+
+#[derive(Debug)]
+struct OperationRow {
+    id: String,
+    vm_id: Option<String>,
+    image_id: Option<String>,
+    request_id: Option<String>,
+    state: &'static str,
+    create_time: i64,
+    end_time: Option<i64>,
+    record: String,
+}
+
+impl Batch {
+    /// Makes an empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    fn with(mut self, write: Write) -> Self {
+        self.writes.push(write);
+        self
+    }
+
+    /// Records a VM, in place of an earlier record of it.
+    pub fn put_vm(self, vm: &Vm) -> Self {
+        self.with(Write::PutVm {
+            id: vm.id,
+            created_by: vm.created_by,
+            record: encode(vm),
+        })
+    }
+
+    /// Removes a VM's record; nothing if there is none.
+    pub fn delete_vm(self, id: VmId) -> Self {
+        self.with(Write::DeleteVm(id))
+    }
+
+    /// Records an image, in place of an earlier record of it.
+    pub fn put_image(self, image: &Image) -> Self {
+        self.with(Write::PutImage {
+            id: image.id,
+            record: encode(image),
+        })
+    }
+
+    /// Removes an image's record; nothing if there is none.
+    pub fn delete_image(self, id: ImageId) -> Self {
+        self.with(Write::DeleteImage(id))
+    }
+
+    /// Records an operation, in place of an earlier record of it.
+    pub fn put_operation(self, operation: &Operation) -> Self {
+        self.with(Write::PutOperation(Box::new(OperationRow {
+            id: operation.id.to_string(),
+            vm_id: operation.vm_id.map(|id| id.to_string()),
+            image_id: operation.image_id.map(|id| id.to_string()),
+            request_id: operation.request_id.map(|id| id.to_string()),
+            state: state_name(operation.state),
+            create_time: column(operation.create_time),
+            end_time: operation.end_time.map(column),
+            record: encode(operation),
+        })))
+    }
+
+    /// Raises the recorded revision to `revision`; a lower one changes nothing.
+    pub fn put_revision(self, revision: u64) -> Self {
+        self.with(Write::Revision(revision))
+    }
+
+    /// Carries the changes out on `connection`, whose transaction is open.
+    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        for write in &self.writes {
+            write.apply(connection)?;
+        }
+        Ok(())
+    }
+}
+
+impl Write {
+    fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
+            connection.prepare_cached(sql)?.execute(values).map(drop)
+        };
+        match self {
+            Self::PutVm {
+                id,
+                created_by,
+                record,
+            } => run(
+                "INSERT INTO vms (id, created_by, record) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (id) DO UPDATE SET
+                     created_by = excluded.created_by, record = excluded.record",
+                params![id.to_string(), created_by.to_string(), record],
+            ),
+            Self::DeleteVm(id) => run("DELETE FROM vms WHERE id = ?1", params![id.to_string()]),
+            Self::PutImage { id, record } => run(
+                "INSERT INTO images (id, record) VALUES (?1, ?2)
+                 ON CONFLICT (id) DO UPDATE SET record = excluded.record",
+                params![id.to_string(), record],
+            ),
+            Self::DeleteImage(id) => {
+                run("DELETE FROM images WHERE id = ?1", params![id.to_string()])
+            }
+            Self::PutOperation(row) => run(
+                "INSERT INTO operations
+                     (id, vm_id, image_id, request_id, state, create_time, end_time, record)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT (id) DO UPDATE SET
+                     vm_id = excluded.vm_id, image_id = excluded.image_id,
+                     request_id = excluded.request_id, state = excluded.state,
+                     create_time = excluded.create_time, end_time = excluded.end_time,
+                     record = excluded.record",
+                params![
+                    row.id,
+                    row.vm_id,
+                    row.image_id,
+                    row.request_id,
+                    row.state,
+                    row.create_time,
+                    row.end_time,
+                    row.record,
+                ],
+            ),
+            Self::Revision(revision) => run(
+                "UPDATE meta SET value = max(value, ?1) WHERE name = 'revision'",
+                params![i64::try_from(*revision).unwrap_or(i64::MAX)],
+            ),
+        }
+    }
+}
+
+fn encode<T: Serialize>(record: &T) -> String {
+    serde_json::to_string(record).expect("records have only strings as keys of their maps")
+}
+
+/// A time as a column; far beyond the year 200,000 all times are alike.
+pub(super) fn column(time: Timestamp) -> i64 {
+    i64::try_from(time.0).unwrap_or(i64::MAX)
+}
+
+/// A state's name in its column.
+pub(super) const fn state_name(state: OperationState) -> &'static str {
+    match state {
+        OperationState::Pending => "pending",
+        OperationState::Running => "running",
+        OperationState::Succeeded => "succeeded",
+        OperationState::Failed => "failed",
+        OperationState::Cancelled => "cancelled",
+    }
+}

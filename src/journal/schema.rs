@@ -1,0 +1,166 @@
+//! The journal's tables, and the way from each older version to the newest.
+//!
+//! A migration is never changed once it was released; a new one is added.
+//! `application_id` says that the file is ours, `user_version` how many
+//! migrations it has seen; both change in the migration's own transaction.
+
+use super::error::JournalError;
+use rusqlite::{Connection, TransactionBehavior};
+use std::path::Path;
+use uuid::Uuid;
+
+/// "kvml", in the header of the file, where `file(1)` finds it too.
+const APPLICATION_ID: i64 = 0x6b76_6d6c;
+
+/// The statements that lead from version `index` to the next.
+///
+/// Ids are hyphenated text and times microseconds, so that an administrator
+/// can read them with `sqlite3`. Columns beside `record` repeat what is
+/// searched for; the record alone is the truth.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE meta (
+        name TEXT PRIMARY KEY,
+        value ANY NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE vms (
+        id TEXT PRIMARY KEY,
+        created_by TEXT NOT NULL,
+        record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX vms_created_by ON vms (created_by);
+
+    CREATE TABLE images (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL
+    ) STRICT;
+
+    CREATE TABLE operations (
+        id TEXT PRIMARY KEY,
+        vm_id TEXT,
+        image_id TEXT,
+        request_id TEXT,
+        state TEXT NOT NULL,
+        create_time INTEGER NOT NULL,
+        end_time INTEGER,
+        record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX operations_newest ON operations (create_time, id);
+    CREATE INDEX operations_of_vm ON operations (vm_id, create_time, id)
+        WHERE vm_id IS NOT NULL;
+    CREATE INDEX operations_of_image ON operations (image_id, create_time, id)
+        WHERE image_id IS NOT NULL;
+    CREATE UNIQUE INDEX operations_request ON operations (request_id)
+        WHERE request_id IS NOT NULL;
+    CREATE INDEX operations_ended ON operations (end_time) WHERE end_time IS NOT NULL;
+    CREATE INDEX operations_live ON operations (create_time, id) WHERE end_time IS NULL;
+"];
+
+/// The version that this program writes.
+pub(super) fn newest() -> i64 {
+    i64::try_from(MIGRATIONS.len()).expect("a handful")
+}
+
+/// Makes sure that the file is a journal that this program can use, or empty.
+/// Returns its version, and has changed nothing.
+///
+/// # Errors
+/// `Foreign` and `Newer`; else what SQLite says.
+pub(super) fn recognise(connection: &Connection, path: &Path) -> Result<i64, JournalError> {
+    let (ours, version) = identify(connection).map_err(|error| match error {
+        // Whatever that file is, no journal begins like it.
+        JournalError::Corrupt(_) => JournalError::Foreign(path.to_owned()),
+        other => other,
+    })?;
+    if !ours {
+        return Err(JournalError::Foreign(path.to_owned()));
+    }
+    if version > newest() {
+        return Err(JournalError::Newer {
+            found: version,
+            known: newest(),
+        });
+    }
+    Ok(version)
+}
+
+/// Sets up the connection that writes, and brings a file of the given version
+/// to the newest one.
+///
+/// # Errors
+/// What SQLite says; `Io` where the file system can't hold a journal.
+pub(super) fn prepare(connection: &mut Connection, version: i64) -> Result<(), JournalError> {
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(JournalError::Io(std::io::Error::other(format!(
+            "the file system supports no write-ahead log (journal mode stays {mode})"
+        ))));
+    }
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // The log is cut back to this after a burst.
+    connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    migrate(connection, version, newest())
+}
+
+/// Whether the file is empty or ours, and its version.
+fn identify(connection: &Connection) -> Result<(bool, i64), JournalError> {
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let empty = application == 0 && version == 0 && tables == 0;
+    Ok((empty || application == APPLICATION_ID, version))
+}
+
+fn migrate(connection: &mut Connection, from: i64, to: i64) -> Result<(), JournalError> {
+    for version in from..to {
+        let migration = usize::try_from(version)
+            .ok()
+            .and_then(|version| MIGRATIONS.get(version))
+            .ok_or_else(|| JournalError::Corrupt(format!("schema {version} never existed")))?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(migration)?;
+        if version == 0 {
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+            transaction.execute(
+                "INSERT INTO meta (name, value) VALUES ('epoch', ?1), ('revision', 0)",
+                [Uuid::new_v4().hyphenated().to_string()],
+            )?;
+        }
+        transaction.pragma_update(None, "user_version", version + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema(connection: &Connection) -> Vec<String> {
+        let mut statement = connection
+            .prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")
+            .unwrap();
+        let rows = statement.query_map([], |row| row.get(0)).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn every_older_version_becomes_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let fresh = dir.path().join("fresh.db");
+        let mut expected = Connection::open(&fresh).unwrap();
+        prepare(&mut expected, 0).unwrap();
+        for version in 1..=newest() {
+            let path = dir.path().join(format!("{version}.db"));
+            let mut old = Connection::open(&path).unwrap();
+            migrate(&mut old, 0, version).unwrap();
+            let found = recognise(&old, &path).unwrap();
+            assert_eq!(found, version);
+            prepare(&mut old, found).unwrap();
+            assert_eq!(recognise(&old, &path).unwrap(), newest());
+            assert_eq!(schema(&old), schema(&expected), "from version {version}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The one thread that writes.
+//!
+//! It takes all batches that wait and makes them durable with one commit, so
+//! that one `fsync` serves many callers. If that fails, each batch gets a
+//! transaction of its own: a bad one fails alone.
+
+use super::batch::{Batch, column};
+use super::error::JournalError;
+use crate::model::ids::OperationId;
+use crate::model::time::Timestamp;
+use rusqlite::{Connection, TransactionBehavior, params};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+
+/// Called once with what became of a request.
+pub(super) type Done<T> = Box<dyn FnOnce(Result<T, JournalError>) + Send>;
+
+/// What the writer is asked to do.
+pub(super) enum Request {
+    Write(Batch, Done<()>),
+    Prune {
+        ended_before: Timestamp,
+        keep: HashSet<OperationId>,
+        done: Done<usize>,
+    },
+}
+
+impl Request {
+    /// Answers without having done anything.
+    pub(super) fn refuse(self, error: JournalError) {
+        match self {
+            Self::Write(_, done) => done(Err(error)),
+            Self::Prune { done, .. } => done(Err(error)),
+        }
+    }
+}
+
+/// Batches that share one commit at most: bounds the wait of the first one.
+const GROUP: usize = 256;
+/// Operations that are pruned in one transaction: bounds the wait of others.
+const PRUNED_AT_ONCE: usize = 500;
+
+pub(super) struct Writer {
+    connection: Connection,
+    requests: Receiver<Request>,
+    commits: Arc<AtomicU64>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        connection: Connection,
+        requests: Receiver<Request>,
+        commits: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            connection,
+            requests,
+            commits,
+        }
+    }
+
+    /// Serves requests until nobody can send one any more.
+    pub(super) fn run(mut self) {
+        while let Ok(request) = self.requests.recv() {
+            let mut group = Vec::new();
+            let mut next = Some(request);
+            while let Some(request) = next {
+                match request {
+                    Request::Write(batch, done) => group.push((batch, done)),
+                    Request::Prune {
+                        ended_before,
+                        keep,
+                        done,
+                    } => {
+                        // What was asked for before is written before.
+                        self.write(std::mem::take(&mut group));
+                        done(self.prune(ended_before, &keep));
+                    }
+                }
+                next = (group.len() < GROUP)
+                    .then(|| self.requests.try_recv().ok())
+                    .flatten();
+            }
+            self.write(group);
+        }
+    }
+
+    /// Makes a group of batches durable and answers each.
+    fn write(&mut self, group: Vec<(Batch, Done<()>)>) {
+        if group.len() > 1 {
+            match self.commit(group.iter().map(|(batch, _)| batch)) {
+                Ok(()) => return group.into_iter().for_each(|(_, done)| done(Ok(()))),
+                Err(error) => {
+                    tracing::debug!(%error, batches = group.len(), "writing each batch by itself");
+                }
+            }
+        }
+        for (batch, done) in group {
+            done(self.commit([&batch]));
+        }
+    }
+
+    fn commit<'b>(
+        &mut self,
+        batches: impl IntoIterator<Item = &'b Batch>,
+    ) -> Result<(), JournalError> {
+        self.transaction(|connection| {
+            batches
+                .into_iter()
+                .try_for_each(|batch| batch.apply(connection))
+        })
+    }
+
+    fn transaction<T>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Dropped without a commit, the transaction is rolled back.
+        let result = work(&transaction)?;
+        transaction.commit()?;
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(result)
+    }
+
+    fn prune(
+        &mut self,
+        ended_before: Timestamp,
+        keep: &HashSet<OperationId>,
+    ) -> Result<usize, JournalError> {
+        let mut pruned = 0;
+        loop {
+            let some = self.transaction(|connection| prune_some(connection, ended_before, keep))?;
+            pruned += some;
+            if some == 0 {
+                return Ok(pruned);
+            }
+        }
+    }
+}
+
+/// Removes some of what is to be removed; zero when there is no more.
+fn prune_some(
+    connection: &Connection,
+    ended_before: Timestamp,
+    keep: &HashSet<OperationId>,
+) -> rusqlite::Result<usize> {
+    let limit = i64::try_from(PRUNED_AT_ONCE + keep.len()).unwrap_or(i64::MAX);
+    let ids: Vec<String> = connection
+        .prepare_cached(
+            "SELECT id FROM operations
+             WHERE end_time < ?1 AND id NOT IN (SELECT created_by FROM vms)
+             ORDER BY end_time LIMIT ?2",
+        )?
+        .query_map(params![column(ended_before), limit], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let kept: HashSet<String> = keep.iter().map(OperationId::to_string).collect();
+    let mut delete = connection.prepare_cached("DELETE FROM operations WHERE id = ?1")?;
+    let mut pruned = 0;
+    for id in ids.iter().filter(|id| !kept.contains(*id)) {
+        pruned += delete.execute([id])?;
+    }
+    Ok(pruned)
+}
