@@ -6,5 +6,7 @@
 //! client of the same API. `ARCHITECTURE.md` draws the picture and
 //! `tests/architecture.rs` keeps it true.
 
+pub mod cli;
 pub mod model;
 pub mod proto;
+pub mod run;

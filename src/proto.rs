@@ -9,6 +9,5 @@ pub mod v1 {
     tonic::include_proto!("kvmlet.v1");
 
     /// All files of the API with their imports, for server reflection.
-    pub const DESCRIPTORS: &[u8] =
-        include_bytes!(concat!(env!("OUT_DIR"), "/kvmlet.descriptors"));
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kvmlet.descriptors"));
 }
