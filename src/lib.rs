@@ -12,3 +12,7 @@ pub mod libvirt;
 pub mod model;
 pub mod proto;
 pub mod storage;
+pub mod cli;
+pub mod model;
+pub mod proto;
+pub mod run;

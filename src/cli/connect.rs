@@ -1,0 +1,174 @@
+//! The way to the daemon: its address, the channel, a client per service.
+//!
+//! The channel reconnects by itself at the next call; what may be repeated is
+//! not decided here but in [`wait`](super::wait).
+
+use crate::cli::fault::{Exit, Fault};
+use crate::cli::output::Output;
+use crate::proto::v1::console_service_client::ConsoleServiceClient;
+use crate::proto::v1::image_service_client::ImageServiceClient;
+use crate::proto::v1::node_service_client::NodeServiceClient;
+use crate::proto::v1::operation_service_client::OperationServiceClient;
+use crate::proto::v1::vm_service_client::VmServiceClient;
+use crate::proto::v1::volume_service_client::VolumeServiceClient;
+use std::error::Error;
+use std::fmt;
+use std::io::ErrorKind;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+
+/// Where the daemon listens unless it is configured otherwise.
+pub(crate) const DEFAULT_SERVER: &str = "unix:///run/kvmlet/kvmlet.sock";
+
+/// A page of VMs with full annotations, or a screenshot, is larger than tonic's
+/// 4 MiB.
+const LARGEST_ANSWER: usize = 64 << 20;
+
+/// The address of a daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// A Unix socket by its absolute path.
+    Unix(String),
+    /// A TCP listener as `http://host:port`.
+    Http(String),
+}
+
+impl Server {
+    /// Reads `unix:///path`, a bare absolute path, or `http://host:port`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let path = text
+            .strip_prefix("unix://")
+            .or_else(|| text.strip_prefix("unix:"))
+            .or_else(|| text.starts_with('/').then_some(text));
+        if let Some(path) = path {
+            return if path.starts_with('/') {
+                Ok(Self::Unix(path.to_owned()))
+            } else {
+                Err("the path of a Unix socket must be absolute: unix:///path".into())
+            };
+        }
+        if text.starts_with("https://") {
+            return Err("TLS is not supported: use unix:///path or http://host:port".into());
+        }
+        match text.strip_prefix("http://") {
+            Some(host) if !host.trim_end_matches('/').is_empty() => Ok(Self::Http(text.to_owned())),
+            _ => Err("expected unix:///path or http://host:port".into()),
+        }
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Fault> {
+        let endpoint = match self {
+            Self::Unix(path) => Endpoint::from_shared(format!("unix://{path}")),
+            Self::Http(url) => Endpoint::from_shared(url.clone()),
+        };
+        let endpoint = endpoint.map_err(|error| Fault::usage(format!("{self}: {error}")))?;
+        Ok(endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .user_agent(concat!("kvmlet-cli/", env!("CARGO_PKG_VERSION")))
+            .expect("the user agent is plain ASCII"))
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{path}"),
+            Self::Http(url) => f.write_str(url),
+        }
+    }
+}
+
+/// A daemon that answers, and how to print what it says.
+#[derive(Debug)]
+pub(crate) struct Session {
+    channel: Channel,
+    /// How to print.
+    pub(crate) out: Output,
+}
+
+/// Connects once; a daemon that is not there is a fault at once, so that
+/// nobody waits for a service that was never started.
+pub(crate) async fn open(server: Server, out: Output) -> Result<Session, Fault> {
+    match server.endpoint()?.connect().await {
+        Ok(channel) => Ok(Session { channel, out }),
+        Err(error) => Err(unreachable(&server, &error)),
+    }
+}
+
+fn unreachable(server: &Server, error: &(dyn Error + 'static)) -> Fault {
+    let (mut deepest, mut kind) = (error, None);
+    let mut next = Some(error);
+    while let Some(error) = next {
+        deepest = error;
+        kind = error
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind)
+            .or(kind);
+        next = error.source();
+    }
+    let fault = Fault::new(
+        Exit::Unavailable,
+        format!("can't reach kvmlet at {server}: {deepest}"),
+    );
+    match (server, kind) {
+        (Server::Unix(_), Some(ErrorKind::PermissionDenied)) => {
+            fault.with("hint: only root and the group of the socket may use it")
+        }
+        _ => fault.with("hint: is it running? systemctl status kvmlet; --server says where it is"),
+    }
+}
+
+macro_rules! clients {
+    ($($(#[$doc:meta])* $name:ident: $client:ident;)*) => {
+        impl Session {
+            $($(#[$doc])*
+            pub(crate) fn $name(&self) -> $client<Channel> {
+                $client::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER)
+            })*
+        }
+    };
+}
+
+clients! {
+    /// VMs.
+    vms: VmServiceClient;
+    /// Images.
+    images: ImageServiceClient;
+    /// Volumes and pools.
+    volumes: VolumeServiceClient;
+    /// Displays.
+    consoles: ConsoleServiceClient;
+    /// Operations.
+    operations: OperationServiceClient;
+    /// The host.
+    node: NodeServiceClient;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_socket_or_a_url() {
+        let socket = Server::Unix("/run/x.sock".into());
+        assert_eq!(Server::parse("unix:///run/x.sock"), Ok(socket.clone()));
+        assert_eq!(Server::parse("unix:/run/x.sock"), Ok(socket.clone()));
+        assert_eq!(Server::parse("/run/x.sock"), Ok(socket));
+        assert_eq!(
+            Server::parse("http://127.0.0.1:7070"),
+            Ok(Server::Http("http://127.0.0.1:7070".into()))
+        );
+        for bad in [
+            "",
+            "unix://x.sock",
+            "https://h:1",
+            "http://",
+            "h:1",
+            "x.sock",
+        ] {
+            assert!(Server::parse(bad).is_err(), "{bad}");
+        }
+    }
+}
