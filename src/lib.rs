@@ -6,13 +6,13 @@
 //! client of the same API. `ARCHITECTURE.md` draws the picture and
 //! `tests/architecture.rs` keeps it true.
 
+pub mod cli;
 pub mod config;
+pub mod grpc;
 pub mod journal;
 pub mod libvirt;
 pub mod model;
 pub mod proto;
-pub mod storage;
-pub mod cli;
-pub mod model;
-pub mod proto;
 pub mod run;
+pub mod service;
+pub mod storage;
