@@ -2,6 +2,11 @@
 //!
 //! It reads the same `qemu.conf` as a libvirt daemon, below its own root.
 //! Nothing that is there already is changed.
+//!
+//! A trap that this can't remove: where `/dev/kvm` exists but QEMU's user
+//! (`libvirt-qemu`, when root runs this) can't open it, libvirt takes what it
+//! knows about QEMU for stale and probes anew in almost every call, seconds
+//! each time.
 
 use std::fs::DirBuilder;
 use std::io::{self, ErrorKind, Write};
@@ -26,5 +31,26 @@ pub(super) fn prepare(root: &Path) -> io::Result<()> {
     match file.persist_noclobber(etc.join("qemu.conf")) {
         Err(error) if error.error.kind() != ErrorKind::AlreadyExists => Err(error.error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_written_once_and_an_administrators_own_are_kept() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().join("not/yet");
+        let settings = root.join("etc/qemu.conf");
+        prepare(&root).unwrap();
+        assert_eq!(std::fs::read_to_string(&settings).unwrap(), SETTINGS);
+        std::fs::write(&settings, "user = \"me\"\n").unwrap();
+        prepare(&root).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&settings).unwrap(),
+            "user = \"me\"\n"
+        );
+        assert_eq!(std::fs::read_dir(root.join("etc")).unwrap().count(), 1);
     }
 }

@@ -288,9 +288,12 @@ fn a_guest_with_every_kind_of_device_starts_on_the_older_board(bench: &Bench) {
         spec.cpu = Cpu::Custom("qemu64".to_owned());
         let root = spec.disks[0].clone();
         let DiskSource::File(base) = &root.source;
-        let (overlay, raw) = (base.with_extension("overlay"), base.with_extension("data"));
+        let overlay = base.with_extension("overlay");
         guest::write_overlay(&overlay, base);
-        std::fs::write(&raw, [0; 4096]).unwrap();
+        let [shared, fixed] = ["shared", "fixed"].map(|name| base.with_extension(name));
+        for raw in [&shared, &fixed] {
+            std::fs::write(raw, [0; 4096]).unwrap();
+        }
         let data = |index, source: PathBuf| DiskSpec {
             index,
             source: DiskSource::File(source),
@@ -307,12 +310,12 @@ fn a_guest_with_every_kind_of_device_starts_on_the_older_board(bench: &Bench) {
                 cache: DiskCache::None,
                 shareable: true,
                 qos: VolumeQos::default(),
-                ..data(1, raw.clone())
+                ..data(1, shared)
             },
             DiskSpec {
                 format: VolumeFormat::Raw,
                 read_only: true,
-                ..data(2, raw)
+                ..data(2, fixed)
             },
         ];
         let models = [NicModel::Virtio, NicModel::E1000, NicModel::Rtl8139];
