@@ -1,5 +1,6 @@
 //! The connections to one hypervisor, and the one way to make a call.
 
+use super::embed;
 use super::error::{ErrorKind, LibvirtError};
 use super::events::{CloseReason, DomainEvent};
 use super::ffi::{self, Subscription};
@@ -77,7 +78,8 @@ impl Host {
     ///
     /// libvirt serves five calls at a time on each connection; more wait.
     /// Starts libvirt's event loop on a thread of its own the first time. The
-    /// first connection to an embedded driver takes seconds: it probes QEMU.
+    /// first connection to an embedded driver takes seconds: it probes QEMU. Its
+    /// root is made if need be.
     ///
     /// # Errors
     /// `Unreachable`, or `Denied`. Nothing is left open.
@@ -87,6 +89,11 @@ impl Host {
         callbacks: Callbacks,
     ) -> Result<Self, LibvirtError> {
         ffi::start_event_loop().map_err(|e| LibvirtError::from_virt("start event loop", &e))?;
+        if let HypervisorKind::Embed { root } = uri.kind() {
+            embed::prepare(root).map_err(|e| {
+                LibvirtError::refused("prepare the embedded driver", ErrorKind::Unreachable, e)
+            })?;
+        }
         let events = connect(uri)?;
         let workers = (0..connections.max(1))
             .map(|_| {
@@ -197,6 +204,8 @@ impl Host {
         self.0.calls.fetch_add(1, Ordering::Relaxed);
         body(connection).map_err(|error| {
             let mut error = LibvirtError::from_virt(operation, &error);
+            // No code says so: the daemon's own errors in reaching others
+            // (virtlogd, say) look the same as ours in reaching it.
             if !alive(connection) {
                 error.kind = ErrorKind::Interrupted;
             }

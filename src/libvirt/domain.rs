@@ -2,17 +2,15 @@
 
 use super::connection::Host;
 use super::error::{ErrorKind, LibvirtError};
+use super::power::{self, Power};
 use super::uri::HypervisorKind;
 use super::xml::{self, AttachedDisk, DomainSpec, Metadata, VncEndpoint, read, write};
 use crate::model::ids::VmId;
 use crate::model::time::Timestamp;
 use std::collections::HashSet;
-use virt::domain::{
-    Domain, DomainPausedReason, DomainRunningReason, DomainShutoffReason, DomainState as VirtState,
-    DomainStateReason,
-};
+use virt::domain::Domain;
 use virt::enumutil::Enum;
-use virt::error::{Error as VirtError, ErrorNumber};
+use virt::error::ErrorNumber;
 use virt_sys as sys;
 
 /// What libvirt knows about one domain.
@@ -31,115 +29,6 @@ pub struct DomainState {
     pub managed_save: bool,
     /// It has a definition. One without ceases to exist when it stops.
     pub persistent: bool,
-}
-
-/// What a domain does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Power {
-    /// Not running.
-    Off(OffReason),
-    /// Running, or waiting for something it asked for.
-    Running(RunReason),
-    /// Its processors stand still; its memory is there.
-    Paused(PauseReason),
-    /// The guest has shut down, and QEMU is about to end.
-    ShuttingDown,
-    /// The guest panicked, and QEMU has kept it so.
-    Crashed,
-    /// The guest put itself to sleep.
-    Asleep,
-    /// libvirt does not know, or reports something newer than this version.
-    Unknown,
-}
-
-impl Power {
-    /// Whether a QEMU process exists for it, so that it uses host memory.
-    pub const fn is_active(self) -> bool {
-        match self {
-            Self::Off(_) => false,
-            Self::Running(_)
-            | Self::Paused(_)
-            | Self::ShuttingDown
-            | Self::Crashed
-            | Self::Asleep
-            | Self::Unknown => true,
-        }
-    }
-}
-
-/// Why a domain does not run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OffReason {
-    /// It has not run since libvirt began to watch.
-    Unknown,
-    /// The guest shut down.
-    Shutdown,
-    /// Somebody forced it off.
-    Destroyed,
-    /// QEMU ended without being asked to, or the guest panicked.
-    Crashed,
-    /// It moved to another host.
-    Migrated,
-    /// Its memory was saved.
-    Saved,
-    /// It could not be started.
-    Failed,
-    /// It was taken back to a snapshot that was off.
-    FromSnapshot,
-    /// libvirt stopped it, when it lost track of it.
-    Daemon,
-}
-
-/// Why a domain runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RunReason {
-    /// It was started.
-    Booted,
-    /// Its saved memory was restored.
-    Restored,
-    /// It was paused, and somebody resumed it.
-    Unpaused,
-    /// It came from another host, or did not get away.
-    Migrated,
-    /// It was taken back to a snapshot.
-    FromSnapshot,
-    /// Saving it did not succeed.
-    SaveCancelled,
-    /// It woke up.
-    Wakeup,
-    /// It panicked and was started again.
-    Crashed,
-    /// libvirt does not know, or reports something newer than this version.
-    Unknown,
-}
-
-/// Why a domain's processors stand still.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PauseReason {
-    /// Somebody asked for it.
-    Request,
-    /// It is moving to another host.
-    Migration,
-    /// It is being saved.
-    Saving,
-    /// Its memory is being dumped.
-    Dumping,
-    /// A disk failed; its resumption tries again.
-    IoError,
-    /// The guest's watchdog expired.
-    Watchdog,
-    /// It was taken back to a snapshot that was paused, or is being one.
-    Snapshot,
-    /// It is shutting down.
-    ShuttingDown,
-    /// The guest panicked.
-    Crashed,
-    /// It is being started.
-    StartingUp,
-    /// Some call of libvirt's failed half-way.
-    ApiError,
-    /// libvirt does not know, or reports something newer than this version.
-    Unknown,
 }
 
 /// How a guest is asked to shut down.
@@ -226,8 +115,7 @@ impl Host {
     /// # Errors
     /// `NotFound`, and those of any call.
     pub fn power(&self, id: VmId) -> Result<Power, LibvirtError> {
-        self.on_domain("read domain's state", id, raw_state)
-            .map(|(state, reason)| power_of(state, reason))
+        self.on_domain("read domain's state", id, power::read)
     }
 
     fn metadata(&self, id: VmId) -> Result<Option<Metadata>, LibvirtError> {
@@ -349,7 +237,7 @@ impl Host {
     /// stays.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` when QEMU can't be ended, because its storage hangs.
+    /// `NotFound`; `Other` when QEMU can't be ended, because its storage hangs.
     pub fn destroy(&self, id: VmId) -> Result<(), LibvirtError> {
         if !self.power(id)?.is_active() {
             return Ok(());
@@ -534,96 +422,5 @@ fn present<T>(answer: Result<T, LibvirtError>) -> Result<Option<T>, LibvirtError
     match answer {
         Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
         answer => answer.map(Some),
-    }
-}
-
-type RawState = (virt::domain::DomainStateEnum, Enum<DomainStateReason, i32>);
-
-/// The virt crate's `state` never fails: it leaves -1 where libvirt did.
-fn raw_state(domain: &Domain) -> Result<RawState, VirtError> {
-    let (state, reason) = domain.state()?;
-    if state == Enum::Unknown(u32::MAX) {
-        return Err(VirtError::last_error());
-    }
-    Ok((state, reason))
-}
-
-fn power_of(state: virt::domain::DomainStateEnum, reason: Enum<DomainStateReason, i32>) -> Power {
-    let (Enum::Known(state), Enum::Known(reason)) = (state, reason) else {
-        return Power::Unknown;
-    };
-    match (state, reason) {
-        (VirtState::Running, DomainStateReason::Running(reason)) => {
-            Power::Running(run_reason(reason.known()))
-        }
-        (VirtState::Running | VirtState::Blocked, _) => Power::Running(RunReason::Unknown),
-        (VirtState::Paused, DomainStateReason::Paused(reason)) => {
-            Power::Paused(pause_reason(reason.known()))
-        }
-        (VirtState::Paused, _) => Power::Paused(PauseReason::Unknown),
-        (VirtState::Shutoff, DomainStateReason::Shutoff(reason)) => {
-            Power::Off(off_reason(reason.known()))
-        }
-        (VirtState::Shutoff, _) => Power::Off(OffReason::Unknown),
-        (VirtState::Shutdown, _) => Power::ShuttingDown,
-        (VirtState::Crashed, _) => Power::Crashed,
-        (VirtState::PMSuspended, _) => Power::Asleep,
-        (VirtState::NoState, _) => Power::Unknown,
-    }
-}
-
-fn run_reason(reason: Option<DomainRunningReason>) -> RunReason {
-    match reason {
-        Some(DomainRunningReason::Booted) => RunReason::Booted,
-        Some(DomainRunningReason::Restored) => RunReason::Restored,
-        Some(DomainRunningReason::Unpaused) => RunReason::Unpaused,
-        Some(
-            DomainRunningReason::Migrated
-            | DomainRunningReason::MigrationCancelled
-            | DomainRunningReason::PostCopy
-            | DomainRunningReason::PostCopyFailed,
-        ) => RunReason::Migrated,
-        Some(DomainRunningReason::FromSnapshot) => RunReason::FromSnapshot,
-        Some(DomainRunningReason::SaveCancelled) => RunReason::SaveCancelled,
-        Some(DomainRunningReason::Wakeup) => RunReason::Wakeup,
-        Some(DomainRunningReason::Crashed) => RunReason::Crashed,
-        Some(DomainRunningReason::Unknown) | None => RunReason::Unknown,
-    }
-}
-
-fn pause_reason(reason: Option<DomainPausedReason>) -> PauseReason {
-    match reason {
-        Some(DomainPausedReason::User) => PauseReason::Request,
-        Some(
-            DomainPausedReason::Migration
-            | DomainPausedReason::PostCopy
-            | DomainPausedReason::PostCopyFailed,
-        ) => PauseReason::Migration,
-        Some(DomainPausedReason::Save) => PauseReason::Saving,
-        Some(DomainPausedReason::Dump) => PauseReason::Dumping,
-        Some(DomainPausedReason::IOError) => PauseReason::IoError,
-        Some(DomainPausedReason::Watchdog) => PauseReason::Watchdog,
-        Some(DomainPausedReason::FromSnapshot | DomainPausedReason::Snapshot) => {
-            PauseReason::Snapshot
-        }
-        Some(DomainPausedReason::ShuttingDown) => PauseReason::ShuttingDown,
-        Some(DomainPausedReason::Crashed) => PauseReason::Crashed,
-        Some(DomainPausedReason::StartingUp) => PauseReason::StartingUp,
-        Some(DomainPausedReason::APIError) => PauseReason::ApiError,
-        Some(DomainPausedReason::Unknown) | None => PauseReason::Unknown,
-    }
-}
-
-fn off_reason(reason: Option<DomainShutoffReason>) -> OffReason {
-    match reason {
-        Some(DomainShutoffReason::Shutdown) => OffReason::Shutdown,
-        Some(DomainShutoffReason::Destroyed) => OffReason::Destroyed,
-        Some(DomainShutoffReason::Crashed) => OffReason::Crashed,
-        Some(DomainShutoffReason::Migrated) => OffReason::Migrated,
-        Some(DomainShutoffReason::Saved) => OffReason::Saved,
-        Some(DomainShutoffReason::Failed) => OffReason::Failed,
-        Some(DomainShutoffReason::FromSnapshot) => OffReason::FromSnapshot,
-        Some(DomainShutoffReason::Daemon) => OffReason::Daemon,
-        Some(DomainShutoffReason::Unknown) | None => OffReason::Unknown,
     }
 }

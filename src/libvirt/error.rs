@@ -5,7 +5,7 @@
 
 use std::fmt;
 use virt::enumutil::Enum;
-use virt::error::{Error as VirtError, ErrorDomain, ErrorNumber};
+use virt::error::{Error as VirtError, ErrorNumber};
 
 /// A failed call to libvirt, or one that was refused before libvirt saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,19 +90,7 @@ impl fmt::Display for LibvirtError {
 
 impl std::error::Error for LibvirtError {}
 
-/// Whether the error was raised by libvirt's own transport.
-fn is_transport(error: &VirtError) -> bool {
-    matches!(error.domain(), Enum::Known(ErrorDomain::Rpc))
-        || matches!(
-            error.code(),
-            Enum::Known(ErrorNumber::Rpc | ErrorNumber::NoConnect)
-        )
-}
-
 fn kind_of(error: &VirtError) -> ErrorKind {
-    if is_transport(error) {
-        return ErrorKind::Interrupted;
-    }
     let Enum::Known(number) = error.code() else {
         return ErrorKind::Other;
     };

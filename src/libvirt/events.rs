@@ -5,7 +5,7 @@
 //! which libvirt sent them; callbacks must be quick and must not call libvirt,
 //! because nothing else arrives (not even an answer to a keepalive) meanwhile.
 
-use super::domain::OffReason;
+use super::power::OffReason;
 use crate::model::ids::VmId;
 use virt_sys as sys;
 
@@ -33,7 +33,8 @@ pub enum DomainChange {
     Resumed,
     /// The guest has shut down; QEMU is about to end.
     ShuttingDown,
-    /// Ended.
+    /// Ended. For a QEMU that died libvirt says `Failed` here, and `Crashed`
+    /// in the state that is read afterwards.
     Stopped(OffReason),
     /// The guest put itself to sleep.
     Asleep,

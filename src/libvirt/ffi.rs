@@ -94,9 +94,9 @@ pub(super) fn register_events(
     connection: &Connect,
     subscription: &Subscription,
 ) -> Result<Vec<c_int>, VirtError> {
-    // SAFETY (all three transmutes): libvirt declares every event callback as
-    // the generic type and calls each with the arguments of its event id,
-    // which these functions have (VIR_DOMAIN_EVENT_CALLBACK does the same).
+    // SAFETY: libvirt declares every event callback as the generic type and
+    // calls each with the arguments of its event id, which these functions
+    // have; its own macro VIR_DOMAIN_EVENT_CALLBACK casts in the same way.
     let (lifecycle, agent, io_error) = unsafe {
         (
             transmute::<LifecycleCallback, GenericCallback>(on_lifecycle),

@@ -17,20 +17,21 @@
 mod capabilities;
 mod connection;
 mod domain;
+mod embed;
 mod error;
 mod events;
 mod ffi;
+mod power;
 mod screenshot;
 mod uri;
 pub mod xml;
 
 pub use capabilities::{HostFacts, Version};
 pub use connection::{Callbacks, Host};
-pub use domain::{
-    DomainState, OffReason, PauseReason, Power, RebootMethod, RunReason, ShutdownMethod,
-};
+pub use domain::{DomainState, RebootMethod, ShutdownMethod};
 pub use error::{ErrorKind, LibvirtError};
 pub use events::{CloseReason, DomainChange, DomainEvent, IoErrorAction, StartedBy, SuspendedBy};
+pub use power::{OffReason, PauseReason, Power, RunReason};
 pub use uri::{HypervisorKind, HypervisorUri, UriError};
 pub use xml::{
     AttachedDisk, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec,

@@ -7,9 +7,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The longest root of an embedded driver, in bytes: libvirt puts sockets up
-/// to 62 bytes below it, and a socket's path ends at 107.
-const LONGEST_ROOT: usize = 45;
+/// The longest root of an embedded driver, in bytes: libvirt puts the agents'
+/// sockets 67 bytes below it, and a socket's path ends at 107.
+const LONGEST_ROOT: usize = 40;
 
 /// A libvirt URI of a kind that kvmlet runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,11 +9,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// What the guest writes when it boots.
-pub const LINE: &str = "kvmlet test guest\r\n";
+pub(crate) const LINE: &str = "kvmlet test guest\r\n";
 
 /// What a guest does after its line.
 #[derive(Debug, Clone, Copy)]
-pub enum BootSector {
+pub(crate) enum BootSector {
     Idle,
     PowerOff,
 }
@@ -47,24 +47,36 @@ impl BootSector {
     }
 
     /// Makes a qcow2 disk of 1 MiB that boots it.
-    pub fn write_disk(self, path: &Path) {
+    pub(crate) fn write_disk(self, path: &Path) {
         let raw = path.with_extension("raw");
         let mut bytes = self.bytes().to_vec();
         bytes.resize(1 << 20, 0);
         std::fs::write(&raw, bytes).unwrap();
-        #[allow(clippy::disallowed_methods)] // a test prepares its own disk
-        let done = Command::new("qemu-img")
-            .args(["convert", "-f", "raw", "-O", "qcow2"])
-            .args([&raw, path])
-            .status()
-            .unwrap();
-        assert!(done.success());
+        qemu_img(&["convert", "-f", "raw", "-O", "qcow2"], &[&raw, path]);
         std::fs::remove_file(raw).unwrap();
     }
 }
 
+/// Makes a qcow2 disk that shows `base` until it is written to.
+pub(crate) fn write_overlay(path: &Path, base: &Path) {
+    qemu_img(
+        &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"],
+        &[base, path],
+    );
+}
+
+fn qemu_img(arguments: &[&str], paths: &[&Path]) {
+    #[allow(clippy::disallowed_methods)] // a test prepares its own disks
+    let done = Command::new("qemu-img")
+        .args(arguments)
+        .args(paths)
+        .status()
+        .unwrap();
+    assert!(done.success());
+}
+
 /// An interface that needs nothing of the host.
-pub fn user_nic(vm: VmId) -> NicSpec {
+pub(crate) fn user_nic(vm: VmId) -> NicSpec {
     NicSpec {
         mac: MacAddress::derived(NicId::random(), vm),
         model: NicModel::Virtio,
@@ -74,7 +86,7 @@ pub fn user_nic(vm: VmId) -> NicSpec {
 }
 
 /// Waits for a condition that nothing announces.
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");

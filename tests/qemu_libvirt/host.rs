@@ -23,23 +23,23 @@ struct Log {
 }
 
 /// One embedded driver, in a directory of its own.
-pub struct Bench {
-    pub host: Host,
+pub(crate) struct Bench {
+    pub(crate) host: Host,
     root: PathBuf,
     log: Arc<Log>,
 }
 
 /// A domain of one test, removed when the test ends, however it ends.
-pub struct Vm<'a> {
-    pub id: VmId,
-    pub spec: DomainSpec,
-    pub console: PathBuf,
+pub(crate) struct Vm<'a> {
+    pub(crate) id: VmId,
+    pub(crate) spec: DomainSpec,
+    pub(crate) console: PathBuf,
     bench: &'a Bench,
 }
 
 impl Bench {
     /// Opens the driver, with several connections to the same root.
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let root = PathBuf::from(format!("/tmp/kvmlet-t{}", std::process::id()));
         std::fs::create_dir(&root).unwrap();
         // Started by root, libvirt gives QEMU a user of its own.
@@ -64,7 +64,7 @@ impl Bench {
     }
 
     /// Removes every domain, closes the driver, removes its directory.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         for domain in self.host.list().unwrap() {
             self.host.destroy(domain.id).unwrap();
             self.host.undefine(domain.id).unwrap();
@@ -73,11 +73,15 @@ impl Bench {
         std::fs::remove_dir_all(self.root).unwrap();
     }
 
-    pub fn define(&self, guest: BootSector) -> Vm<'_> {
+    pub(crate) fn define(&self, guest: BootSector) -> Vm<'_> {
         self.define_as(guest, |_| {})
     }
 
-    pub fn define_as(&self, guest: BootSector, change: impl FnOnce(&mut DomainSpec)) -> Vm<'_> {
+    pub(crate) fn define_as(
+        &self,
+        guest: BootSector,
+        change: impl FnOnce(&mut DomainSpec),
+    ) -> Vm<'_> {
         let id = VmId::random();
         let disk = self.root.join(format!("{id}.qcow2"));
         guest.write_disk(&disk);
@@ -138,20 +142,20 @@ impl Bench {
     }
 
     /// The process that runs a domain.
-    pub fn qemu(&self, id: VmId) -> Pid {
+    pub(crate) fn qemu(&self, id: VmId) -> Pid {
         let file = self.root.join(format!("run/qemu/{}.pid", Self::name(id)));
         let text = std::fs::read_to_string(file).unwrap();
         Pid::from_raw(text.trim().parse().unwrap())
     }
 
     /// The definition as libvirt keeps it on disk.
-    pub fn definition(&self, id: VmId) -> String {
+    pub(crate) fn definition(&self, id: VmId) -> String {
         let file = self.root.join(format!("etc/qemu/{}.xml", Self::name(id)));
         std::fs::read_to_string(file).unwrap()
     }
 
     /// How many files hold UEFI variables of a domain.
-    pub fn nvram_files(&self, id: VmId) -> usize {
+    pub(crate) fn nvram_files(&self, id: VmId) -> usize {
         std::fs::read_dir(self.root.join("lib/qemu/nvram"))
             .unwrap()
             .filter(|file| {
@@ -163,16 +167,16 @@ impl Bench {
 }
 
 impl Vm<'_> {
-    pub fn state(&self) -> DomainState {
+    pub(crate) fn state(&self) -> DomainState {
         self.bench.host.get(self.id).unwrap().unwrap()
     }
 
-    pub fn power(&self) -> Power {
+    pub(crate) fn power(&self) -> Power {
         self.bench.host.power(self.id).unwrap()
     }
 
     /// Waits until an event of this domain has been heard.
-    pub fn expect(&self, what: &DomainChange) {
+    pub(crate) fn expect(&self, what: &DomainChange) {
         let heard = |events: &mut Vec<DomainEvent>| {
             !events.iter().any(|e| e.id == self.id && e.what == *what)
         };
@@ -189,13 +193,13 @@ impl Vm<'_> {
     }
 
     /// How often the guest has written its line.
-    pub fn console_lines(&self) -> usize {
+    pub(crate) fn console_lines(&self) -> usize {
         let log = std::fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&log).matches(LINE).count()
     }
 
     /// Waits until the guest has written its line `times` times.
-    pub fn wait_for_console(&self, times: usize) {
+    pub(crate) fn wait_for_console(&self, times: usize) {
         until("the guest's line on its console", || {
             self.console_lines() >= times
         });

@@ -4,6 +4,9 @@
 //! it in a directory of its own, and removes every domain and the directory
 //! when the tests are done. Guests are translated (TCG): no KVM is needed.
 
+// Without `#[test]`, clippy can't tell that these are tests.
+#![allow(clippy::unwrap_used)]
+
 mod guest;
 mod host;
 mod rfb;
@@ -11,20 +14,27 @@ mod rfb;
 use guest::{BootSector, until};
 use host::Bench;
 use kvmlet::libvirt::{
-    DomainChange, ErrorKind, OffReason, PauseReason, Power, RunReason, StartedBy, SuspendedBy,
+    DiskCache, DiskSpec, DomainChange, ErrorKind, NicSpec, OffReason, PauseReason, Power,
+    RunReason, StartedBy, SuspendedBy,
 };
-use kvmlet::model::hardware::Firmware;
+use kvmlet::model::hardware::{Cpu, Firmware};
+use kvmlet::model::nic::NicModel;
 use kvmlet::model::time::Timestamp;
+use kvmlet::model::volume::{DiskSource, VolumeFormat, VolumeQos};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use rfb::Login;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+/// A test's name, and the test.
+type Test = (&'static str, fn(&Bench));
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let tests: &[(&str, fn(&Bench))] = &[
+    let tests: &[Test] = &[
         (
             "a_guest_starts_pauses_resumes_and_is_forced_off",
             a_guest_starts_pauses_resumes_and_is_forced_off,
@@ -57,6 +67,10 @@ fn main() -> ExitCode {
         (
             "a_uefi_guest_with_a_network_starts_and_leaves_no_variables_behind",
             a_uefi_guest_with_a_network_starts_and_leaves_no_variables_behind,
+        ),
+        (
+            "a_guest_with_every_kind_of_device_starts_on_the_older_board",
+            a_guest_with_every_kind_of_device_starts_on_the_older_board,
         ),
         (
             "the_facts_of_this_host_are_read",
@@ -265,6 +279,64 @@ fn a_uefi_guest_with_a_network_starts_and_leaves_no_variables_behind(bench: &Ben
     host.undefine(vm.id).unwrap();
     assert_eq!(bench.nvram_files(vm.id), 0);
     assert_eq!(host.get(vm.id), Ok(None));
+}
+
+fn a_guest_with_every_kind_of_device_starts_on_the_older_board(bench: &Bench) {
+    let vm = bench.define_as(BootSector::Idle, |spec| {
+        spec.machine = "pc".to_owned();
+        spec.vcpus = 2;
+        spec.cpu = Cpu::Custom("qemu64".to_owned());
+        let root = spec.disks[0].clone();
+        let DiskSource::File(base) = &root.source;
+        let overlay = base.with_extension("overlay");
+        guest::write_overlay(&overlay, base);
+        let [shared, fixed] = ["shared", "fixed"].map(|name| base.with_extension(name));
+        for raw in [&shared, &fixed] {
+            std::fs::write(raw, [0; 4096]).unwrap();
+        }
+        let data = |index, source: PathBuf| DiskSpec {
+            index,
+            source: DiskSource::File(source),
+            serial: format!("data-{index}"),
+            ..root.clone()
+        };
+        spec.disks = vec![
+            DiskSpec {
+                backing: Some((root.source.clone(), VolumeFormat::Qcow2)),
+                ..data(0, overlay)
+            },
+            DiskSpec {
+                format: VolumeFormat::Raw,
+                cache: DiskCache::None,
+                shareable: true,
+                qos: VolumeQos::default(),
+                ..data(1, shared)
+            },
+            DiskSpec {
+                format: VolumeFormat::Raw,
+                read_only: true,
+                ..data(2, fixed)
+            },
+        ];
+        let models = [NicModel::Virtio, NicModel::E1000, NicModel::Rtl8139];
+        spec.nics = models
+            .map(|model| NicSpec {
+                model,
+                ..guest::user_nic(spec.id)
+            })
+            .to_vec();
+    });
+    bench.host.start(vm.id).unwrap();
+    // It boots what lies below the overlay.
+    vm.wait_for_console(1);
+    let targets: Vec<_> = bench
+        .host
+        .disks(vm.id)
+        .unwrap()
+        .into_iter()
+        .map(|disk| disk.target)
+        .collect();
+    assert_eq!(targets, ["vda", "vdb", "vdc"]);
 }
 
 fn the_facts_of_this_host_are_read(bench: &Bench) {

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 /// How the display answered.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Login {
+pub(crate) enum Login {
     Accepted,
     Refused,
 }
 
 /// Logs in with a password; fails if the display offers anything but that.
-pub fn login(display: &VncEndpoint, password: &str) -> Login {
+pub(crate) fn login(display: &VncEndpoint, password: &str) -> Login {
     let mut stream = TcpStream::connect((display.address, display.port)).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))

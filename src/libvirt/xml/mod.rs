@@ -7,6 +7,8 @@
 mod element;
 pub(super) mod read;
 mod spec;
+#[cfg(test)]
+mod tests;
 pub(super) mod write;
 
 pub use element::{check_text, check_title};

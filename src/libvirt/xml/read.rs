@@ -145,10 +145,10 @@ pub(in super::super) fn capabilities(xml: &str) -> Result<Capabilities, Unreadab
     for guest in root.children().filter(|n| n.has_tag_name("guest")) {
         let for_host = child(guest, "arch").filter(|a| a.attribute("name") == Some(&*arch));
         for machine in for_host.iter().flat_map(|a| a.descendants()) {
-            if let Some(name) = machine.text().filter(|_| machine.has_tag_name("machine")) {
-                if !machines.iter().any(|known| known == name) {
-                    machines.push(name.to_owned());
-                }
+            let name = machine.text().filter(|_| machine.has_tag_name("machine"));
+            // The same board can be listed once for each accelerator.
+            if let Some(name) = name.filter(|name| !machines.iter().any(|known| known == name)) {
+                machines.push(name.to_owned());
             }
         }
     }

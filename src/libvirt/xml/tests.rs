@@ -1,0 +1,377 @@
+//! What is written is what is read back, whatever the text.
+
+use super::spec::{
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
+};
+use super::{METADATA_NAMESPACE, VncEndpoint, read, write};
+use crate::model::bytes::Bytes;
+use crate::model::hardware::{Cpu, Firmware};
+use crate::model::ids::{NicId, VmId};
+use crate::model::nic::{Attachment, MacAddress, NicModel};
+use crate::model::time::Timestamp;
+use crate::model::volume::{DiskSource, VolumeFormat, VolumeQos};
+use proptest::prelude::*;
+use roxmltree::{Document, Node};
+use std::path::PathBuf;
+
+fn spec() -> DomainSpec {
+    let id = VmId::random();
+    DomainSpec {
+        id,
+        name: "kvmlet-1".to_owned(),
+        title: "title".to_owned(),
+        description: "description".to_owned(),
+        metadata: Metadata {
+            id,
+            generation: 7,
+            record: "{}".to_owned(),
+        },
+        accelerator: DomainAccelerator::Kvm,
+        arch: "x86_64".to_owned(),
+        emulator: Some("/usr/bin/qemu-system-x86_64".into()),
+        machine: "q35".to_owned(),
+        firmware: Firmware::Bios,
+        vcpus: 2,
+        memory: Bytes::gib(1),
+        cpu: Cpu::Auto,
+        disks: vec![disk(0)],
+        nics: vec![nic(Attachment::User, None)],
+        vnc: Some(VncSpec {
+            listen: "127.0.0.1".parse().unwrap(),
+        }),
+        console_log: "/var/log/console".into(),
+    }
+}
+
+fn disk(index: u32) -> DiskSpec {
+    DiskSpec {
+        index,
+        source: DiskSource::File("/pool/overlay".into()),
+        format: VolumeFormat::Qcow2,
+        backing: Some((DiskSource::File("/pool/base".into()), VolumeFormat::Raw)),
+        serial: "serial".to_owned(),
+        cache: DiskCache::None,
+        shareable: false,
+        read_only: false,
+        qos: VolumeQos::default(),
+    }
+}
+
+fn nic(attachment: Attachment, mtu: Option<u32>) -> NicSpec {
+    NicSpec {
+        mac: MacAddress::derived(NicId::random(), VmId::random()),
+        model: NicModel::Virtio,
+        mtu,
+        attachment,
+    }
+}
+
+fn written(spec: &DomainSpec) -> String {
+    write::domain(spec).expect("a spec that can be written")
+}
+
+/// The names of all elements and attributes, without their values.
+fn structure(xml: &str) -> Vec<String> {
+    fn walk(node: Node<'_, '_>, into: &mut Vec<String>) {
+        into.push(node.tag_name().name().to_owned());
+        into.extend(node.attributes().map(|a| format!("@{}", a.name())));
+        for child in node.children().filter(Node::is_element) {
+            walk(child, into);
+        }
+        into.push("/".to_owned());
+    }
+    let document = Document::parse(xml).expect("what was written is well-formed");
+    let mut names = Vec::new();
+    walk(document.root_element(), &mut names);
+    names
+}
+
+/// The text of the element at a path, or the attribute that ends it.
+fn value(xml: &str, path: &str) -> Option<String> {
+    let document = Document::parse(xml).expect("what was written is well-formed");
+    let mut node = document.root_element();
+    for step in path.split('/') {
+        if let Some(attribute) = step.strip_prefix('@') {
+            return node.attribute(attribute).map(str::to_owned);
+        }
+        node = node.children().find(|n| n.has_tag_name(step))?;
+    }
+    Some(node.text().unwrap_or_default().to_owned())
+}
+
+/// Any text that XML can carry.
+fn legal() -> impl Strategy<Value = String> {
+    let tricky = prop_oneof![
+        Just('<'),
+        Just('>'),
+        Just('&'),
+        Just('\''),
+        Just('"'),
+        Just(']'),
+        Just('\t'),
+        Just(' '),
+        Just('\u{85}'),
+        Just('\u{2028}'),
+        Just('\u{1f600}'),
+        any::<char>(),
+    ];
+    proptest::collection::vec(tricky, 1..40)
+        .prop_map(|chars| chars.into_iter().collect::<String>())
+        .prop_filter("XML carries it", |text| super::check_text(text).is_ok())
+}
+
+proptest! {
+    #[test]
+    fn any_legal_text_comes_back_and_changes_no_structure(
+        title in legal(), description in legal(), record in legal(), path in legal(),
+    ) {
+        prop_assume!(super::check_title(&title).is_ok());
+        let plain = spec();
+        let mut odd = plain.clone();
+        odd.title.clone_from(&title);
+        // Line breaks of every kind are content too.
+        odd.description = format!("\r{description}\r\n\n");
+        odd.metadata.record.clone_from(&record);
+        odd.name.clone_from(&path);
+        odd.console_log = PathBuf::from(&path);
+        odd.disks[0].source = DiskSource::File(PathBuf::from(&path));
+        let xml = written(&odd);
+        prop_assert_eq!(structure(&xml), structure(&written(&plain)));
+        prop_assert_eq!(value(&xml, "title").unwrap(), title);
+        prop_assert_eq!(value(&xml, "description").unwrap(), odd.description);
+        prop_assert_eq!(value(&xml, "name").unwrap(), path.clone());
+        prop_assert_eq!(value(&xml, "devices/disk/source/@file").unwrap(), path.clone());
+        prop_assert_eq!(value(&xml, "devices/serial/log/@file").unwrap(), path.clone());
+        prop_assert_eq!(read::disks(&xml).unwrap()[0].source.clone(), Some(path));
+        let element = write::metadata(&odd.metadata).unwrap();
+        prop_assert_eq!(read::metadata(&element).unwrap(), odd.metadata);
+    }
+
+    #[test]
+    fn text_that_is_not_legal_is_refused(
+        before in legal(),
+        illegal in prop_oneof![0_u32..9, 0xb_u32..0xd, 0xe_u32..0x20, 0xfffe_u32..0x1_0000],
+    ) {
+        let illegal = char::from_u32(illegal).unwrap();
+        let mut spec = spec();
+        spec.description = format!("{before}{illegal}");
+        prop_assert_eq!(write::domain(&spec), Err(XmlError::Character(illegal)));
+    }
+}
+
+#[test]
+fn a_title_has_one_line() {
+    for title in ["a\nb", "a\rb"] {
+        let mut spec = spec();
+        spec.title = title.to_owned();
+        assert_eq!(write::domain(&spec), Err(XmlError::TitleLines));
+    }
+}
+
+#[test]
+fn the_metadata_has_our_namespace() {
+    let spec = spec();
+    let xml = written(&spec);
+    let document = Document::parse(&xml).unwrap();
+    let ours = document
+        .descendants()
+        .find(|n| n.tag_name().namespace() == Some(METADATA_NAMESPACE))
+        .expect("our element");
+    assert_eq!(ours.parent().unwrap().tag_name().name(), "metadata");
+    assert_eq!(read::metadata(&xml[ours.range()]).unwrap(), spec.metadata);
+}
+
+#[test]
+fn metadata_that_is_not_ours_is_unreadable() {
+    for xml in [
+        "",
+        "<vm/>",
+        "<vm id='x' generation='1'/>",
+        "<vm",
+        "<a/><b/>",
+    ] {
+        assert!(read::metadata(xml).is_err(), "{xml}");
+    }
+}
+
+#[test]
+fn a_chain_of_images_is_written_to_its_end_so_that_nothing_is_probed() {
+    let xml = written(&spec());
+    let disk = "devices/disk";
+    for (path, expected) in [
+        ("driver/@type", "qcow2"),
+        ("backingStore/format/@type", "raw"),
+        ("backingStore/source/@file", "/pool/base"),
+        ("backingStore/backingStore", ""),
+    ] {
+        assert_eq!(
+            value(&xml, &format!("{disk}/{path}")).as_deref(),
+            Some(expected)
+        );
+    }
+    let mut alone = spec();
+    alone.disks[0].backing = None;
+    let xml = written(&alone);
+    assert_eq!(
+        value(&xml, "devices/disk/backingStore").as_deref(),
+        Some("")
+    );
+    assert_eq!(value(&xml, "devices/disk/backingStore/source"), None);
+}
+
+#[test]
+fn disks_are_named_in_order_and_only_the_first_boots() {
+    let mut spec = spec();
+    spec.disks = [0, 1, 25, 26, 701, 702].map(disk).to_vec();
+    let xml = written(&spec);
+    let names: Vec<_> = read::disks(&xml)
+        .unwrap()
+        .into_iter()
+        .map(|disk| disk.target)
+        .collect();
+    assert_eq!(names, ["vda", "vdb", "vdz", "vdaa", "vdzz", "vdaaa"]);
+    assert_eq!(xml.matches("<boot ").count(), 1);
+}
+
+#[test]
+fn a_display_is_defined_locked() {
+    let xml = written(&spec());
+    let password = |xml: &str| value(xml, "devices/graphics/@passwd").unwrap();
+    assert_eq!(password(&xml).len(), 8);
+    assert_ne!(
+        password(&xml),
+        password(&written(&spec())),
+        "nobody knows it"
+    );
+    assert_eq!(
+        value(&xml, "devices/graphics/@passwdValidTo").as_deref(),
+        Some("1970-01-01T00:00:00")
+    );
+}
+
+#[test]
+fn a_password_is_written_with_its_time_in_utc() {
+    let display = VncEndpoint {
+        address: "127.0.0.1".parse().unwrap(),
+        port: 5901,
+    };
+    let until = Timestamp(1_709_164_799_999_999);
+    let xml = write::vnc_password(&display, "a<&>'\"b", Some(until)).unwrap();
+    assert_eq!(value(&xml, "@passwd").as_deref(), Some("a<&>'\"b"));
+    assert_eq!(value(&xml, "@port").as_deref(), Some("5901"));
+    assert_eq!(
+        value(&xml, "@passwdValidTo").as_deref(),
+        Some("2024-02-28T23:59:59")
+    );
+    let xml = write::vnc_password(&display, "x", Some(Timestamp(u64::MAX))).unwrap();
+    assert!(value(&xml, "@passwdValidTo").unwrap().starts_with("9999-"));
+    for bad in ["", "123456789", "a b", "a\0", "é"] {
+        assert_eq!(
+            write::vnc_password(&display, bad, None),
+            Err(XmlError::Password)
+        );
+    }
+}
+
+#[test]
+fn the_processor_follows_the_accelerator() {
+    let mode = |cpu, accelerator| {
+        let spec = DomainSpec {
+            cpu,
+            accelerator,
+            ..spec()
+        };
+        value(&written(&spec), "cpu/@mode")
+    };
+    let (kvm, tcg) = (DomainAccelerator::Kvm, DomainAccelerator::Tcg);
+    assert_eq!(mode(Cpu::Auto, kvm).as_deref(), Some("host-passthrough"));
+    assert_eq!(mode(Cpu::Auto, tcg).as_deref(), Some("maximum"));
+    assert_eq!(mode(Cpu::HostModel, kvm).as_deref(), Some("host-model"));
+    let custom = Cpu::Custom("qemu64".to_owned());
+    assert_eq!(mode(custom, tcg).as_deref(), Some("custom"));
+}
+
+#[test]
+fn interfaces_are_written_by_where_they_plug_in() {
+    let mut spec = spec();
+    let bridge = |vlan| Attachment::Bridge {
+        name: "br0".to_owned(),
+        vlan,
+    };
+    spec.nics = vec![nic(bridge(Some(12)), Some(9000))];
+    let xml = written(&spec);
+    for (path, expected) in [
+        ("@type", "bridge"),
+        ("source/@bridge", "br0"),
+        ("vlan/tag/@id", "12"),
+        ("mtu/@size", "9000"),
+        ("model/@type", "virtio"),
+    ] {
+        let path = format!("devices/interface/{path}");
+        assert_eq!(value(&xml, &path).as_deref(), Some(expected));
+    }
+    spec.nics = vec![nic(bridge(None), None)];
+    assert!(!written(&spec).contains("<vlan"));
+    spec.nics = vec![nic(
+        Attachment::LibvirtNetwork {
+            name: "default".to_owned(),
+        },
+        None,
+    )];
+    assert!(written(&spec).contains("network=\"default\""));
+    spec.nics = vec![nic(Attachment::User, Some(9000))];
+    assert_eq!(write::domain(&spec), Err(XmlError::UserMtu));
+}
+
+#[test]
+fn a_display_that_is_closed_has_no_endpoint() {
+    let domain = |graphics| format!("<domain><devices>{graphics}</devices></domain>");
+    for closed in [
+        "",
+        "<graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1'/>",
+        "<graphics type='spice' port='5900' listen='127.0.0.1'/>",
+    ] {
+        assert_eq!(read::vnc(&domain(closed)), Ok(None), "{closed}");
+    }
+    let open = "<graphics type='vnc' port='5902'><listen type='address' address='::1'/></graphics>";
+    assert_eq!(
+        read::vnc(&domain(open)),
+        Ok(Some(VncEndpoint {
+            address: "::1".parse().unwrap(),
+            port: 5902
+        }))
+    );
+}
+
+#[test]
+fn the_agents_channel_is_connected_only_when_libvirt_says_so() {
+    let domain = |target: &str| {
+        format!("<domain><devices><channel><target {target}/></channel></devices></domain>")
+    };
+    let agent = "type='virtio' name='org.qemu.guest_agent.0'";
+    assert_eq!(
+        read::agent_connected(&domain(&format!("{agent} state='connected'"))),
+        Ok(true)
+    );
+    assert_eq!(
+        read::agent_connected(&domain(&format!("{agent} state='disconnected'"))),
+        Ok(false)
+    );
+    assert_eq!(read::agent_connected(&domain(agent)), Ok(false));
+    assert_eq!(
+        read::agent_connected(&domain("name='other' state='connected'")),
+        Ok(false)
+    );
+}
+
+#[test]
+fn capabilities_name_the_boards_of_the_hosts_architecture() {
+    let xml = "<capabilities><host><cpu><arch>x86_64</arch></cpu></host>\
+        <guest><arch name='i686'><machine>isapc</machine></arch></guest>\
+        <guest><arch name='x86_64'><machine>q35</machine><machine>pc</machine>\
+        <domain type='kvm'><machine>q35</machine></domain></arch></guest></capabilities>";
+    let capabilities = read::capabilities(xml).unwrap();
+    assert_eq!(capabilities.arch, "x86_64");
+    assert_eq!(capabilities.machines, ["q35", "pc"]);
+    assert!(read::capabilities("<capabilities/>").is_err());
+}
