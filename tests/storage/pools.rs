@@ -57,6 +57,23 @@ fn qemu_may_enter_a_pool_but_not_list_it() {
 }
 
 #[test]
+fn folders_above_a_new_pool_can_be_entered_by_qemu() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pool = Qcow2Pool::new("deep", folder.path().join("a/b/pool"));
+    pool.prepare().expect("a pool");
+    for above in ["a", "a/b", "a/b/pool"] {
+        let mode = folder
+            .path()
+            .join(above)
+            .metadata()
+            .expect("a folder")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o711, "{above}");
+    }
+}
+
+#[test]
 fn the_sweep_keeps_only_the_downloads_that_go_on() {
     let place = Place::new();
     let (kept, given_up) = (ImageId::random(), ImageId::random());

@@ -47,6 +47,54 @@ fn a_cancelled_conversion_is_killed_and_leaves_nothing() {
 }
 
 #[test]
+fn a_conversion_runs_under_limits_and_knows_nothing_of_our_environment() {
+    let place = Place::new();
+    let path = place.incoming("disk.qcow2");
+    compressed(&path, 192);
+    let source = place
+        .fetch_file(&path, ImageFormat::Qcow2)
+        .expect("a source");
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let task = Task::new(Arc::clone(&cancelled), None, |_, _| ());
+    let look = |pid, name: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/{name}")).expect("it is stopped")
+    };
+    let (limits, status, environment) = std::thread::scope(|scope| {
+        let call = scope.spawn(|| place.pool.put_image(ImageId::random(), &source, &task));
+        let pid = stop_conversion(place.folder.path());
+        let seen = (
+            look(pid, "limits"),
+            look(pid, "status"),
+            look(pid, "environ"),
+        );
+        cancelled.store(true, Ordering::Relaxed);
+        assert_eq!(
+            failure(call.join().expect("no panic")),
+            StorageErrorKind::Cancelled
+        );
+        seen
+    });
+    for limit in [
+        "Max cpu time",
+        "Max file size",
+        "Max address space",
+        "Max core file size",
+    ] {
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with(limit))
+            .expect(limit);
+        assert!(!line.contains("unlimited"), "{line}");
+    }
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let names: Vec<_> = environment
+        .split_terminator('\0')
+        .filter_map(|variable| variable.split('=').next())
+        .collect();
+    assert_eq!(names, ["LC_ALL", "PATH"]);
+}
+
+#[test]
 fn a_conversion_past_its_deadline_is_killed() {
     let place = Place::new();
     let path = place.incoming("disk.qcow2");

@@ -167,16 +167,20 @@ impl Pool for Qcow2Pool {
     fn prepare(&self) -> Result<(), StorageError> {
         let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
-            let failed = |e| StorageError::io(format!("making {}", self.path.display()), e);
-            if let Some(parent) = self.path.parent() {
-                std::fs::create_dir_all(parent).map_err(failed)?;
+            // QEMU's user must be able to enter every folder above, too.
+            let above: Vec<_> = self.path.ancestors().skip(1).collect();
+            for folder in above.into_iter().rev().filter(|folder| !folder.exists()) {
+                make_folder(folder, 0o711)?;
             }
             make_folder(&self.path, 0o711)?;
             let lock = claim::lock(&self.path.join(LOCK))?;
             make_folder(&self.images, 0o755)?;
             make_folder(&self.volumes, 0o711)?;
             make_folder(&self.temporary, 0o700)?;
-            let device = |path: &Path| path.metadata().map(|found| found.dev()).map_err(failed);
+            let device = |path: &Path| {
+                let found = path.metadata().map(|found| found.dev());
+                found.map_err(|e| StorageError::io(format!("looking at {}", path.display()), e))
+            };
             let home = device(&self.temporary)?;
             if device(&self.images)? != home || device(&self.volumes)? != home {
                 return Err(StorageError::new(

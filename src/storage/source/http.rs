@@ -14,7 +14,7 @@ use super::super::error::{StorageError, StorageErrorKind};
 use super::super::task::Task;
 use super::part::{Origin, Part};
 use super::{SourcePolicy, url};
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -238,11 +238,18 @@ impl Transfer<'_> {
                     .header(header::IF_RANGE, &origin.validator);
             }
             let response = request.call().map_err(|e| {
-                Broken::Again(StorageError::caused(
-                    StorageErrorKind::Unreachable,
-                    format!("asking for {target}"),
-                    e,
-                ))
+                // A certificate or an answer that makes no sense stays so.
+                let nonsense = matches!(
+                    &e,
+                    ureq::Error::Io(e) if e.kind() == io::ErrorKind::InvalidData
+                );
+                let kind = StorageErrorKind::Unreachable;
+                let error = StorageError::caused(kind, format!("asking for {target}"), e);
+                if nonsense {
+                    Broken::Final(error)
+                } else {
+                    Broken::Again(error)
+                }
             })?;
             if !response.status().is_redirection() {
                 return Ok(response);
