@@ -15,4 +15,7 @@ pub mod model;
 pub mod proto;
 pub mod run;
 pub mod service;
+pub mod shutdown;
 pub mod storage;
+pub mod systemd;
+pub mod telemetry;

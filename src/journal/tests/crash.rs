@@ -110,12 +110,20 @@ impl SmallDisk {
 }
 
 impl Drop for SmallDisk {
-    #[allow(clippy::disallowed_methods)]
+    #[allow(clippy::disallowed_methods)] // umount(8)
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.0.path()).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted", self.0.path().display());
-        }
+        // Lazily: a child that another test is just starting may still hold
+        // copies of this process's files.
+        let unmounted = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status()
+            .is_ok_and(|status| status.success());
+        assert!(
+            unmounted || std::thread::panicking(),
+            "{} stays mounted",
+            self.0.path().display()
+        );
     }
 }
 

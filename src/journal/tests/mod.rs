@@ -79,6 +79,22 @@ fn a_batch_that_contradicts_the_records_leaves_nothing_of_itself() {
     assert_eq!(loaded.live_operations, [first]);
 }
 
+#[test]
+fn a_journal_is_shared_between_threads() {
+    let (_dir, path) = place();
+    let (journal, _) = open(&path);
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let journal = &journal;
+            scope.spawn(move || {
+                let mine = operation(number);
+                journal.commit(Batch::new().put_operation(&mine)).unwrap();
+                assert_eq!(journal.operation(mine.id).unwrap(), Some(mine));
+            });
+        }
+    });
+}
+
 /// Keeps the writer busy until the returned sender is dropped.
 fn hold_writer(journal: &Journal) -> mpsc::Sender<()> {
     let (release, released) = mpsc::channel::<()>();
