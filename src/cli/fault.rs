@@ -349,7 +349,9 @@ mod tests {
         assert_eq!(fault.exit, Exit::OutcomeUnknown);
     }
 
+    /// What the daemon puts into an operation: the same bytes as in a trailer.
     fn rpc_status(code: Code, message: &str, details: &ErrorDetails) -> tonic_types::Status {
-        tonic_types::Status::with_error_details(code, message, details.clone())
+        let status = Status::with_error_details(code, message, details.clone());
+        prost::Message::decode(status.details()).expect("tonic-types wrote them")
     }
 }

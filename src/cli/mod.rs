@@ -164,7 +164,7 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::internal(format!("can't start: {error}")))?;
-    let done = runtime.block_on(async {
+    runtime.block_on(async {
         let session = connect::open(server, out).await?;
         match command {
             Command::Vm(command) => vm::run(&session, *command).await,
@@ -177,10 +177,7 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
                 Err(Fault::internal("this command does not ask the daemon"))
             }
         }
-    });
-    // A thread that still reads a confirmation must not keep the process.
-    runtime.shutdown_background();
-    done
+    })
 }
 
 fn completions(out: &Output, shell: Shell) -> Result<(), Fault> {

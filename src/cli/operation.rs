@@ -199,19 +199,19 @@ fn sheet(session: &Session, operation: &Operation) -> Sheet {
     sheet.add("begun", out.local(operation.start_time));
     sheet.add("ended", out.local(operation.end_time));
     sheet.add("took", took(operation.start_time, operation.end_time));
-    if let Some(power) = &operation.power_outcome {
-        if power.method() != PowerMethod::Unspecified {
-            sheet.add(
-                "guest stopped",
-                format!(
-                    "{}, {} signals, {}{}",
-                    output::word(power.method().as_str_name(), "POWER_METHOD_"),
-                    power.signals_sent,
-                    power.waited.map(output::duration).unwrap_or_default(),
-                    if power.forced { ", forced" } else { "" }
-                ),
-            );
-        }
+    if let Some(power) = &operation.power_outcome
+        && power.method() != PowerMethod::Unspecified
+    {
+        sheet.add(
+            "guest stopped",
+            format!(
+                "{}, {} signals, {}{}",
+                output::word(power.method().as_str_name(), "POWER_METHOD_"),
+                power.signals_sent,
+                power.waited.map(output::duration).unwrap_or_default(),
+                if power.forced { ", forced" } else { "" }
+            ),
+        );
     }
     if let Some(fault) = Fault::of_operation(operation) {
         sheet.add("why", fault);
