@@ -168,6 +168,30 @@ fn a_daemon_that_is_not_there_is_6_with_a_hint() {
 }
 
 #[test]
+fn a_configuration_is_checked_without_a_daemon() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("kvmlet.toml");
+    let path = file.to_str().expect("text");
+    fs::write(&file, "").expect("a file");
+    let ended = kvmlet(&["config", "check", "--config", path]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, format!("{path}: no faults\n"));
+
+    fs::write(&file, "colour = 1\n[shape]\n").expect("a file");
+    let ended = kvmlet(&["config", "check", "--config", path]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("2 faults"), "{ended:?}");
+    assert!(ended.stderr.contains("colour"), "{ended:?}");
+    assert!(ended.stderr.contains("shape"), "{ended:?}");
+
+    let missing = folder.path().join("none.toml");
+    let missing = missing.to_str().expect("text");
+    let ended = kvmlet(&["config", "check", "--config", missing]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("can't be read"), "{ended:?}");
+}
+
+#[test]
 fn an_answer_that_can_not_be_written_is_no_success() {
     let full = fs::File::options()
         .write(true)
