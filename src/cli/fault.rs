@@ -5,6 +5,7 @@
 
 use crate::cli::output;
 use crate::proto::v1::{Operation, OperationState, RollbackState};
+use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 use tonic::{Code, Status};
@@ -210,7 +211,16 @@ impl Fault {
 }
 
 impl From<Status> for Fault {
+    /// For a call that changes nothing, or that the daemon itself answered: a
+    /// change whose way broke has to say more (see [`wait`](super::wait)).
     fn from(status: Status) -> Self {
+        if is_broken(&status) {
+            return Self::new(
+                Exit::Unavailable,
+                format!("lost the connection to the daemon: {}", status.message()),
+            )
+            .with("hint: does it run? systemctl status kvmlet");
+        }
         let message = if status.message().is_empty() {
             status.code().description().to_owned()
         } else {
@@ -241,6 +251,11 @@ impl fmt::Display for Fault {
 /// way, for the daemon puts one in each.
 pub(crate) fn reason(status: &Status) -> Option<String> {
     reason_of(&status.get_error_details()).map(str::to_owned)
+}
+
+/// Whether a call failed because of the way to the daemon, not by its answer.
+pub(crate) fn is_broken(status: &Status) -> bool {
+    reason(status).is_none() && status.source().is_some()
 }
 
 fn reason_of(details: &ErrorDetails) -> Option<&str> {
@@ -305,6 +320,17 @@ mod tests {
         for (code, exit) in expected {
             assert_eq!(Exit::of(code).code(), exit, "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_lost_connection_is_not_taken_for_an_answer() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let fault = Fault::from(Status::from_error(Box::new(reset)));
+        assert_eq!(fault.exit, Exit::Unavailable);
+
+        let details = ErrorDetails::with_error_info("OUTCOME_UNKNOWN", "kvmlet", []);
+        let fault = Fault::from(Status::with_error_details(Code::Unknown, "sent", details));
+        assert_eq!(fault.exit, Exit::OutcomeUnknown);
     }
 
     #[test]

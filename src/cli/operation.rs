@@ -2,14 +2,16 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::Fault;
-use crate::cli::output::{self, Sheet, Table, drop_unknown_details};
+use crate::cli::json::drop_unknown_details;
+use crate::cli::output;
 use crate::cli::parse;
 use crate::cli::plan;
 use crate::cli::resolve::{self, Gone};
+use crate::cli::table::{Sheet, Table};
 use crate::cli::wait;
 use crate::proto::v1::{
     CancelOperationRequest, GetOperationRequest, ListOperationsRequest, Operation, OperationState,
-    PowerMethod, operation,
+    PowerMethod, RollbackState, operation,
 };
 use clap::{Args, Subcommand};
 use std::time::Duration;
@@ -188,7 +190,7 @@ fn sheet(session: &Session, operation: &Operation) -> Sheet {
         format!("{}, {}%", state(operation), operation.progress_percent),
     );
     let undoing = output::word(operation.rollback_state().as_str_name(), "ROLLBACK_STATE_");
-    if !matches!(undoing.as_str(), "none" | "unspecified") {
+    if operation.rollback_state() != RollbackState::None {
         sheet.add("undoing", undoing);
     }
     sheet.add("VM", &operation.vm_id);
