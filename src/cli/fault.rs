@@ -3,6 +3,7 @@
 //! Invariant: every way to fail comes out of here, so the table of exit codes
 //! in `kvmlet --help` is the whole truth. It doesn't log and doesn't print.
 
+use crate::cli::advice;
 use crate::cli::output;
 use crate::proto::v1::{Operation, OperationState, RollbackState};
 use std::error::Error;
@@ -199,9 +200,9 @@ impl Fault {
             for (key, value) in metadata {
                 self.details.push(format!("{key}: {value}"));
             }
-            if let Some(advice) = advice(&error.reason) {
-                self.details.push(format!("hint: {advice}"));
-            }
+            let hints = advice::lines(error).into_iter();
+            self.details
+                .extend(hints.map(|hint| format!("hint: {hint}")));
         }
         if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
             self.details
@@ -227,7 +228,7 @@ impl From<Status> for Fault {
             status.message().to_owned()
         };
         let mut fault = Self::new(Exit::of(status.code()), message);
-        if status.code() == Code::Unimplemented {
+        if status.code() == Code::Unimplemented && reason(&status).is_none() {
             fault = fault.with(
                 "this daemon does not have that call: compare kvmlet --version with kvmlet node",
             );
@@ -260,36 +261,6 @@ pub(crate) fn is_broken(status: &Status) -> bool {
 
 fn reason_of(details: &ErrorDetails) -> Option<&str> {
     details.error_info().map(|info| info.reason.as_str())
-}
-
-/// What to do with this command about a reason of the daemon.
-fn advice(reason: &str) -> Option<&'static str> {
-    Some(match reason {
-        "VM_NOT_FOUND" => "kvmlet vm list --all shows all VMs, also the deleted ones",
-        "IMAGE_NOT_FOUND" => "kvmlet image list shows all images",
-        "VOLUME_NOT_FOUND" => "kvmlet volume list shows all volumes",
-        "OPERATION_NOT_FOUND" => "kvmlet op list shows the operations that are kept",
-        "POOL_NOT_FOUND" | "POOL_FULL" | "POOL_AWAY" => "kvmlet pool list shows the pools",
-        "PROFILE_NOT_FOUND" | "NETWORK_NOT_FOUND" => {
-            "kvmlet node shows the configured profiles and networks"
-        }
-        "STOP_POLICY_REQUIRED" => "say how to stop it: --stop graceful or --stop force",
-        "GUEST_DID_NOT_STOP" => "give it more time, or cut its power: kvmlet vm stop VM --force",
-        "VM_BUSY" | "IMAGE_BUSY" => "wait for the operation that holds it: kvmlet op wait ID",
-        "STALE_GENERATION" => "it has changed meanwhile: look at it and try again",
-        "REQUEST_ID_REUSED" => "leave --request-id out, or give another",
-        "OUTCOME_UNKNOWN" => "it may have happened: look before trying again",
-        "KVM_UNAVAILABLE" => "use --accelerator tcg (slow), or enable virtualisation on the host",
-        "HYPERVISOR_AWAY" | "JOURNAL_UNAVAILABLE" => "kvmlet node shows what is not well",
-        "HOST_MEMORY" | "HOST_VCPUS" => "kvmlet node shows what is promised to which end",
-        "QUEUE_FULL" | "STARTING" | "STOPPING" => "try again in a moment",
-        "SOURCE_NOT_ALLOWED" => {
-            "put it into a directory that the configuration allows, or allow its URL"
-        }
-        "IMAGE_IN_USE" => "replace the roots of, or expunge, the VMs of these volumes",
-        "NO_PREVIOUS_ROOT" => "kvmlet vm show VM lists the former roots that are kept",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -357,7 +328,8 @@ mod tests {
              field stop_policy.timeout: too[31m short\n  \
              reason: GUEST_DID_NOT_STOP\n  \
              signals: 7\n  \
-             hint: give it more time, or cut its power: kvmlet vm stop VM --force\n  \
+             hint: Ask again with more time, or stop it by force.\n  \
+             hint: kvmlet vm stop VM --force\n  \
              undoing: nothing was undone\n  \
              operation: 0b0e (kvmlet op show 0b0e)"
         );

@@ -5,6 +5,7 @@
 //! the host, the journal or libvirt. It doesn't decide what may be done to a
 //! VM: the daemon refuses, and this says so in words and with an exit code.
 
+mod advice;
 mod config;
 mod connect;
 mod console;
