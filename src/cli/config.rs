@@ -2,6 +2,7 @@
 
 use crate::cli::fault::Fault;
 use crate::cli::output::Output;
+use crate::config::{Config, ConfigFaults};
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
 
@@ -21,16 +22,21 @@ pub(crate) enum ConfigCommand {
 pub(crate) fn run(out: &Output, command: &ConfigCommand) -> Result<(), Fault> {
     match command {
         ConfigCommand::Check { config } => {
-            check(config)?;
+            Config::load(config).map_err(|faults| told(config, &faults))?;
             out.line(format_args!("{}: no faults", config.display()))
         }
     }
 }
 
-/// SEAM: to call `crate::config::Config::load` once it is there.
-fn check(file: &Path) -> Result<(), Fault> {
-    Err(Fault::internal(format!(
-        "{}: checking is not part of this build",
-        file.display()
-    )))
+/// All faults of a file, one to a line.
+fn told(file: &Path, faults: &ConfigFaults) -> Fault {
+    let count = match faults.faults().len() {
+        1 => "1 fault".to_owned(),
+        count => format!("{count} faults"),
+    };
+    let fault = Fault::usage(format!("{}: {count}", file.display()));
+    faults
+        .faults()
+        .iter()
+        .fold(fault, |fault, one| fault.with(one.to_string()))
 }

@@ -2,8 +2,9 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::Fault;
-use crate::cli::output::{Sheet, clean};
+use crate::cli::output::clean;
 use crate::cli::resolve::{self, Gone};
+use crate::cli::table::Sheet;
 use crate::proto::v1::{CaptureScreenshotRequest, GetVncConsoleRequest, VncConsole};
 use std::fs;
 use std::io::{IsTerminal, stdout};

@@ -3,8 +3,10 @@
 //! Invariant: every way to fail comes out of here, so the table of exit codes
 //! in `kvmlet --help` is the whole truth. It doesn't log and doesn't print.
 
+use crate::cli::advice;
 use crate::cli::output;
 use crate::proto::v1::{Operation, OperationState, RollbackState};
+use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 use tonic::{Code, Status};
@@ -198,9 +200,9 @@ impl Fault {
             for (key, value) in metadata {
                 self.details.push(format!("{key}: {value}"));
             }
-            if let Some(advice) = advice(&error.reason) {
-                self.details.push(format!("hint: {advice}"));
-            }
+            let hints = advice::lines(error).into_iter();
+            self.details
+                .extend(hints.map(|hint| format!("hint: {hint}")));
         }
         if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
             self.details
@@ -210,14 +212,23 @@ impl Fault {
 }
 
 impl From<Status> for Fault {
+    /// For a call that changes nothing, or that the daemon itself answered: a
+    /// change whose way broke has to say more (see [`wait`](super::wait)).
     fn from(status: Status) -> Self {
+        if is_broken(&status) {
+            return Self::new(
+                Exit::Unavailable,
+                format!("lost the connection to the daemon: {}", status.message()),
+            )
+            .with("hint: does it run? systemctl status kvmlet");
+        }
         let message = if status.message().is_empty() {
             status.code().description().to_owned()
         } else {
             status.message().to_owned()
         };
         let mut fault = Self::new(Exit::of(status.code()), message);
-        if status.code() == Code::Unimplemented {
+        if status.code() == Code::Unimplemented && reason(&status).is_none() {
             fault = fault.with(
                 "this daemon does not have that call: compare kvmlet --version with kvmlet node",
             );
@@ -243,38 +254,13 @@ pub(crate) fn reason(status: &Status) -> Option<String> {
     reason_of(&status.get_error_details()).map(str::to_owned)
 }
 
-fn reason_of(details: &ErrorDetails) -> Option<&str> {
-    details.error_info().map(|info| info.reason.as_str())
+/// Whether a call failed because of the way to the daemon, not by its answer.
+pub(crate) fn is_broken(status: &Status) -> bool {
+    reason(status).is_none() && status.source().is_some()
 }
 
-/// What to do with this command about a reason of the daemon.
-fn advice(reason: &str) -> Option<&'static str> {
-    Some(match reason {
-        "VM_NOT_FOUND" => "kvmlet vm list --all shows all VMs, also the deleted ones",
-        "IMAGE_NOT_FOUND" => "kvmlet image list shows all images",
-        "VOLUME_NOT_FOUND" => "kvmlet volume list shows all volumes",
-        "OPERATION_NOT_FOUND" => "kvmlet op list shows the operations that are kept",
-        "POOL_NOT_FOUND" | "POOL_FULL" | "POOL_AWAY" => "kvmlet pool list shows the pools",
-        "PROFILE_NOT_FOUND" | "NETWORK_NOT_FOUND" => {
-            "kvmlet node shows the configured profiles and networks"
-        }
-        "STOP_POLICY_REQUIRED" => "say how to stop it: --stop graceful or --stop force",
-        "GUEST_DID_NOT_STOP" => "give it more time, or cut its power: kvmlet vm stop VM --force",
-        "VM_BUSY" | "IMAGE_BUSY" => "wait for the operation that holds it: kvmlet op wait ID",
-        "STALE_GENERATION" => "it has changed meanwhile: look at it and try again",
-        "REQUEST_ID_REUSED" => "leave --request-id out, or give another",
-        "OUTCOME_UNKNOWN" => "it may have happened: look before trying again",
-        "KVM_UNAVAILABLE" => "use --accelerator tcg (slow), or enable virtualisation on the host",
-        "HYPERVISOR_AWAY" | "JOURNAL_UNAVAILABLE" => "kvmlet node shows what is not well",
-        "HOST_MEMORY" | "HOST_VCPUS" => "kvmlet node shows what is promised to which end",
-        "QUEUE_FULL" | "STARTING" | "STOPPING" => "try again in a moment",
-        "SOURCE_NOT_ALLOWED" => {
-            "put it into a directory that the configuration allows, or allow its URL"
-        }
-        "IMAGE_IN_USE" => "replace the roots of, or expunge, the VMs of these volumes",
-        "NO_PREVIOUS_ROOT" => "kvmlet vm show VM lists the former roots that are kept",
-        _ => return None,
-    })
+fn reason_of(details: &ErrorDetails) -> Option<&str> {
+    details.error_info().map(|info| info.reason.as_str())
 }
 
 #[cfg(test)]
@@ -308,6 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_connection_is_not_taken_for_an_answer() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let fault = Fault::from(Status::from_error(Box::new(reset)));
+        assert_eq!(fault.exit, Exit::Unavailable);
+
+        let details = ErrorDetails::with_error_info("OUTCOME_UNKNOWN", "kvmlet", []);
+        let fault = Fault::from(Status::with_error_details(Code::Unknown, "sent", details));
+        assert_eq!(fault.exit, Exit::OutcomeUnknown);
+    }
+
+    #[test]
     fn a_failed_operation_tells_its_reason_its_undoing_and_its_id() {
         let mut details = ErrorDetails::with_error_info(
             "GUEST_DID_NOT_STOP",
@@ -331,7 +328,8 @@ mod tests {
              field stop_policy.timeout: too[31m short\n  \
              reason: GUEST_DID_NOT_STOP\n  \
              signals: 7\n  \
-             hint: give it more time, or cut its power: kvmlet vm stop VM --force\n  \
+             hint: Ask again with more time, or stop it by force.\n  \
+             hint: kvmlet vm stop VM --force\n  \
              undoing: nothing was undone\n  \
              operation: 0b0e (kvmlet op show 0b0e)"
         );
@@ -349,7 +347,9 @@ mod tests {
         assert_eq!(fault.exit, Exit::OutcomeUnknown);
     }
 
+    /// What the daemon puts into an operation: the same bytes as in a trailer.
     fn rpc_status(code: Code, message: &str, details: &ErrorDetails) -> tonic_types::Status {
-        tonic_types::Status::with_error_details(code, message, details.clone())
+        let status = Status::with_error_details(code, message, details.clone());
+        prost::Message::decode(status.details()).expect("tonic-types wrote them")
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::Fault;
-use crate::cli::output::{self, Sheet, Table};
+use crate::cli::output;
 use crate::cli::parse;
 use crate::cli::resolve::{self, PAGE};
+use crate::cli::table::{Sheet, Table};
 use crate::cli::wait::{self, WaitArgs};
 use crate::proto::v1::{
     DeleteImageRequest, GetImageRequest, Image, ImageFormat, ImportImageRequest, ListImagesRequest,

@@ -5,17 +5,20 @@
 //! the host, the journal or libvirt. It doesn't decide what may be done to a
 //! VM: the daemon refuses, and this says so in words and with an exit code.
 
+mod advice;
 mod config;
 mod connect;
 mod console;
 mod fault;
 mod image;
+mod json;
 mod node;
 mod operation;
 mod output;
 mod parse;
 mod plan;
 mod resolve;
+mod table;
 mod vm;
 mod vm_create;
 mod vm_delete;
@@ -164,7 +167,7 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::internal(format!("can't start: {error}")))?;
-    let done = runtime.block_on(async {
+    runtime.block_on(async {
         let session = connect::open(server, out).await?;
         match command {
             Command::Vm(command) => vm::run(&session, *command).await,
@@ -177,10 +180,7 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
                 Err(Fault::internal("this command does not ask the daemon"))
             }
         }
-    });
-    // A thread that still reads a confirmation must not keep the process.
-    runtime.shutdown_background();
-    done
+    })
 }
 
 fn completions(out: &Output, shell: Shell) -> Result<(), Fault> {

@@ -2,7 +2,8 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::Fault;
-use crate::cli::output::{self, Output, Sheet, Table};
+use crate::cli::output::{self, Output};
+use crate::cli::table::{Sheet, Table};
 use crate::cli::volume::{pool_table, yes};
 use crate::proto::v1::{GetNodeRequest, Node, network};
 

@@ -2,14 +2,16 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::Fault;
-use crate::cli::output::{self, Sheet, Table, drop_unknown_details};
+use crate::cli::json::drop_unknown_details;
+use crate::cli::output;
 use crate::cli::parse;
 use crate::cli::plan;
 use crate::cli::resolve::{self, Gone};
+use crate::cli::table::{Sheet, Table};
 use crate::cli::wait;
 use crate::proto::v1::{
     CancelOperationRequest, GetOperationRequest, ListOperationsRequest, Operation, OperationState,
-    PowerMethod, operation,
+    PowerMethod, RollbackState, operation,
 };
 use clap::{Args, Subcommand};
 use std::time::Duration;
@@ -188,7 +190,7 @@ fn sheet(session: &Session, operation: &Operation) -> Sheet {
         format!("{}, {}%", state(operation), operation.progress_percent),
     );
     let undoing = output::word(operation.rollback_state().as_str_name(), "ROLLBACK_STATE_");
-    if !matches!(undoing.as_str(), "none" | "unspecified") {
+    if operation.rollback_state() != RollbackState::None {
         sheet.add("undoing", undoing);
     }
     sheet.add("VM", &operation.vm_id);
@@ -199,19 +201,19 @@ fn sheet(session: &Session, operation: &Operation) -> Sheet {
     sheet.add("begun", out.local(operation.start_time));
     sheet.add("ended", out.local(operation.end_time));
     sheet.add("took", took(operation.start_time, operation.end_time));
-    if let Some(power) = &operation.power_outcome {
-        if power.method() != PowerMethod::Unspecified {
-            sheet.add(
-                "guest stopped",
-                format!(
-                    "{}, {} signals, {}{}",
-                    output::word(power.method().as_str_name(), "POWER_METHOD_"),
-                    power.signals_sent,
-                    power.waited.map(output::duration).unwrap_or_default(),
-                    if power.forced { ", forced" } else { "" }
-                ),
-            );
-        }
+    if let Some(power) = &operation.power_outcome
+        && power.method() != PowerMethod::Unspecified
+    {
+        sheet.add(
+            "guest stopped",
+            format!(
+                "{}, {} signals, {}{}",
+                output::word(power.method().as_str_name(), "POWER_METHOD_"),
+                power.signals_sent,
+                power.waited.map(output::duration).unwrap_or_default(),
+                if power.forced { ", forced" } else { "" }
+            ),
+        );
     }
     if let Some(fault) = Fault::of_operation(operation) {
         sheet.add("why", fault);

@@ -1,6 +1,7 @@
 //! What a request would do, as a table.
 
-use crate::cli::output::{self, Output, Table};
+use crate::cli::output::{self, Output};
+use crate::cli::table::Table;
 use crate::proto::v1::{Plan, PlanAction};
 
 /// A plan as text: a line per thing, then what the caller should know.

@@ -197,8 +197,8 @@ fn choose(
     gone: Gone,
 ) -> Result<String, Fault> {
     let prefix = wanted.replace('-', "").to_ascii_lowercase();
-    let is_prefix =
-        prefix.len() >= SHORTEST_PREFIX && prefix.chars().all(|c| c.is_ascii_hexdigit());
+    let is_hex = prefix.chars().all(|c| c.is_ascii_hexdigit());
+    let is_prefix = is_hex && prefix.len() >= SHORTEST_PREFIX;
     let mut meant: Vec<_> = candidates
         .into_iter()
         .filter(|candidate| {
@@ -213,7 +213,7 @@ fn choose(
         [one] => Ok(one.id.clone()),
         [] => {
             let fault = Fault::new(Exit::NotFound, format!("no {kind} is called {wanted:?}"));
-            Err(if prefix.len() < SHORTEST_PREFIX {
+            Err(if is_hex && prefix.len() < SHORTEST_PREFIX {
                 fault.with(format!(
                     "the beginning of an id needs at least {SHORTEST_PREFIX} digits"
                 ))

@@ -2,9 +2,10 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::Fault;
-use crate::cli::output::{self, Output, Sheet, Table};
+use crate::cli::output::{self, Output};
 use crate::cli::parse;
 use crate::cli::resolve::{self, Gone, PAGE};
+use crate::cli::table::{Sheet, Table};
 use crate::cli::volume;
 use crate::proto::v1::{GetVmRequest, ListVmsRequest, Vm, VmState, nic};
 use clap::Args;
@@ -89,7 +90,7 @@ fn sheet(out: &Output, vm: &Vm) -> Sheet {
     sheet.add("description", &vm.description);
     let reason = output::word(vm.state_reason().as_str_name(), "STATE_REASON_");
     match reason.as_str() {
-        "unspecified" => sheet.add("state", state(vm)),
+        "" => sheet.add("state", state(vm)),
         reason => sheet.add("state", format!("{} ({reason})", state(vm))),
     }
     sheet.add("operation", &vm.current_operation_id);
@@ -110,7 +111,8 @@ fn sheet(out: &Output, vm: &Vm) -> Sheet {
             output::word(hardware.firmware().as_str_name(), "FIRMWARE_"),
         );
         let accelerator = output::word(hardware.accelerator().as_str_name(), "ACCELERATOR_");
-        sheet.add("accelerator", accelerator.replace("unspecified", "auto"));
+        let auto = if accelerator.is_empty() { "auto" } else { "" };
+        sheet.add("accelerator", format_args!("{accelerator}{auto}"));
     }
     sheet.add("hypervisor", &vm.hypervisor_type);
     sheet.add("VNC", display(vm));

@@ -2,8 +2,9 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::Fault;
-use crate::cli::output::{self, Sheet, Table};
+use crate::cli::output;
 use crate::cli::resolve::{self, Gone, PAGE};
+use crate::cli::table::{Sheet, Table};
 use crate::proto::v1::{GetVolumeRequest, ListPoolsRequest, ListVolumesRequest, Pool, Volume};
 use clap::Subcommand;
 

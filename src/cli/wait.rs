@@ -13,7 +13,8 @@
 
 use crate::cli::connect::Session;
 use crate::cli::fault::{self, Exit, Fault};
-use crate::cli::output;
+use crate::cli::json;
+use crate::cli::output::{self, Output};
 use crate::cli::parse;
 use crate::cli::plan;
 use crate::proto::v1::{
@@ -21,7 +22,6 @@ use crate::proto::v1::{
 };
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::error::Error;
 use std::future::Future;
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
@@ -99,8 +99,9 @@ where
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if may_pass(&status) => {
                     if !patience.pause().await {
-                        return Err(if is_broken(&status) {
-                            unknown(Exit::OutcomeUnknown).with(format!("last: {status}"))
+                        return Err(if fault::is_broken(&status) {
+                            unknown(Exit::OutcomeUnknown)
+                                .with(format!("at last: {}", status.message()))
                         } else {
                             status.into()
                         });
@@ -168,11 +169,12 @@ async fn until_end(
             Ok(Err(_)) | Err(_) => {
                 bar.say("waiting for the daemon to come back");
                 if !patience.pause().await {
-                    return Err(goes_on(
+                    let id = &operation.id;
+                    return Err(Fault::new(
                         Exit::Unavailable,
-                        "the daemon no longer answers",
-                        &operation.id,
-                    ));
+                        format!("the daemon no longer answers: operation {id} is on its record"),
+                    )
+                    .with(format!("once it is back: kvmlet op wait {id}")));
                 }
             }
         }
@@ -188,7 +190,7 @@ fn accepted(session: &Session, operation: Operation) -> Result<(), Fault> {
 pub(crate) fn report(session: &Session, mut operation: Operation) -> Result<(), Fault> {
     let fault = Fault::of_operation(&operation);
     let out = &session.out;
-    output::drop_unknown_details(&mut operation);
+    json::drop_unknown_details(&mut operation);
     if out.is_json() {
         out.one(&operation, String::new)?;
     } else if fault.is_none() {
@@ -197,7 +199,7 @@ pub(crate) fn report(session: &Session, mut operation: Operation) -> Result<(), 
         } else if out.quiet {
             out.line(output::clean(subject(&operation)))?;
         } else {
-            out.line(outcome(&operation))?;
+            out.line(outcome(out, &operation))?;
         }
     }
     fault.map_or(Ok(()), Err)
@@ -212,12 +214,16 @@ fn subject(operation: &Operation) -> &str {
 }
 
 /// What came of an operation that has succeeded, in a line or two.
-fn outcome(operation: &Operation) -> String {
+fn outcome(out: &Output, operation: &Operation) -> String {
     let kind = output::word(operation.r#type().as_str_name(), "OPERATION_TYPE_");
     let mut text = match &operation.result {
         Some(operation::Result::Vm(vm)) => {
             let state = output::name(vm.state().as_str_name(), "VM_STATE_");
-            format!("{kind}: {} ({}) is {state}", vm.name, vm.id)
+            let until = match out.local(vm.expunge_time) {
+                none if none.is_empty() => none,
+                time => format!(", kept until {time}"),
+            };
+            format!("{kind}: {} ({}) is {state}{until}", vm.name, vm.id)
         }
         Some(operation::Result::Image(image)) => {
             let state = output::name(image.state().as_str_name(), "IMAGE_STATE_");
@@ -265,16 +271,11 @@ fn goes_on(exit: Exit, why: &str, id: &str) -> Fault {
         .with(format!("to wait for it: kvmlet op wait {id}"))
 }
 
-/// Whether a call failed because of the way to the daemon, not by its answer.
-fn is_broken(status: &Status) -> bool {
-    fault::reason(status).is_none() && status.source().is_some()
-}
-
 /// Whether the same call can succeed a moment later.
 fn may_pass(status: &Status) -> bool {
     match fault::reason(status) {
         Some(reason) => matches!(reason.as_str(), "STARTING" | "STOPPING"),
-        None => is_broken(status) || status.code() == tonic::Code::Unavailable,
+        None => fault::is_broken(status) || status.code() == tonic::Code::Unavailable,
     }
 }
 
@@ -415,8 +416,9 @@ mod tests {
             })),
             ..Operation::default()
         };
+        let out = Output::new(output::Format::Table, false);
         assert_eq!(
-            outcome(&operation),
+            outcome(&out, &operation),
             "stop vm: web1 (v) is STOPPED\nstopped by the ACPI power button: 2 signals, 12.3 s"
         );
     }
