@@ -2,7 +2,7 @@
 
 use super::bytes::Bytes;
 use super::fault::Fault;
-use super::ids::{ImageId, OperationId, RequestId, VmId, VolumeId};
+use super::ids::{ImageId, OperationId, RequestId, VmId};
 use super::image::Image;
 use super::request::{HealthCheck, ImportImage, VmChanges};
 use super::stop::{PowerOutcome, StopPolicy};
@@ -111,30 +111,24 @@ pub enum Intent {
     ReplaceRootVolume {
         /// The volume to make.
         new_root: Box<Volume>,
-        /// The root that it replaces.
-        old_root: VolumeId,
-        /// How long to keep the old root.
-        keep_old_for: Duration,
-        /// How to stop the VM first.
+        /// The record as it was.
+        before: Box<Vm>,
+        /// The record as it shall be.
+        after: Box<Vm>,
+        /// How to stop the VM first; only if it had power.
         stop: Option<StopPolicy>,
         /// Start it afterwards.
         start_after: bool,
         /// Switch back if it does not come up.
         health_check: Option<HealthCheck>,
-        /// New user tags, if any were given.
-        user_tags: Option<Vec<String>>,
-        /// New system tags, if any were given.
-        system_tags: Option<Vec<String>>,
     },
     /// A former root volume again.
     RevertRootVolume {
-        /// The root to switch to.
-        to: VolumeId,
-        /// The root to switch from.
-        from: VolumeId,
-        /// How long to keep that one.
-        keep_old_for: Duration,
-        /// How to stop the VM first.
+        /// The record as it was.
+        before: Box<Vm>,
+        /// The record as it shall be.
+        after: Box<Vm>,
+        /// How to stop the VM first; only if it had power.
         stop: Option<StopPolicy>,
         /// Start it afterwards.
         start_after: bool,

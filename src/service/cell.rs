@@ -1,8 +1,8 @@
 //! One VM's record with what is seen of it, and the picture of both that readers
 //! get.
 //!
-//! Invariant: only the VM's worker (and the plan that it runs, on the same task)
-//! changes a cell; everyone may read its [`View`], which is always whole.
+//! Invariant: only the VM's worker and the plan that it runs change a cell's
+//! record; everyone may read its [`View`], which is always whole.
 
 use crate::libvirt::VncEndpoint;
 use crate::model::fault::Fault;
@@ -31,12 +31,17 @@ pub struct View {
 impl View {
     /// The state that the VM rests in, apart from what an operation does to it.
     pub fn resting(&self) -> Option<(Resting, StateReason)> {
-        self.vm.as_ref().map(|vm| lifecycle::resting(vm.life, vm.seen, self.away))
+        self.vm
+            .as_ref()
+            .map(|vm| lifecycle::resting(vm.life, vm.seen, self.away))
     }
 
     /// Whether the VM has power, or is about to get it.
     pub fn claims_host(&self) -> bool {
-        let powered = self.vm.as_ref().is_some_and(|vm| vm.seen.resting.has_power());
+        let powered = self
+            .vm
+            .as_ref()
+            .is_some_and(|vm| vm.seen.resting.has_power());
         let starting = matches!(
             self.current,
             Some((
@@ -87,7 +92,10 @@ impl Cell {
     /// # Errors
     /// `INTERNAL` if there is none; plans run only on VMs that have one.
     pub fn vm(&self) -> Result<Vm, Fault> {
-        self.lock().vm.clone().ok_or_else(|| internal("a plan runs on a VM without a record"))
+        self.lock()
+            .vm
+            .clone()
+            .ok_or_else(|| internal("a plan runs on a VM without a record"))
     }
 
     /// Changes the cell and publishes it, if anything has changed.
@@ -118,7 +126,9 @@ impl Cell {
             if let Some(vm) = &mut view.vm {
                 let seen = match (vm.life, observed) {
                     // It has no domain yet, or no longer: that is as it should be.
-                    (Life::Making | Life::Failed | Life::Expunging, Observed::Absent) => Seen::NOTHING,
+                    (Life::Making | Life::Failed | Life::Expunging, Observed::Absent) => {
+                        Seen::NOTHING
+                    }
                     _ => lifecycle::observe(vm.seen, observed),
                 };
                 if seen != vm.seen {

@@ -32,9 +32,18 @@ pub fn console_log(core: &Core, id: VmId) -> PathBuf {
 /// `INTERNAL`; records can be written as JSON.
 pub fn metadata(vm: &Vm) -> Result<Metadata, Fault> {
     // What is seen changes without being asked for; it is not part of the spec.
-    let spec = Vm { seen: Seen::NOTHING, ..vm.clone() };
+    let spec = Vm {
+        seen: Seen::NOTHING,
+        update_time: vm.create_time,
+        last_host_id: None,
+        ..vm.clone()
+    };
     let record = serde_json::to_string(&spec).map_err(|_| internal("a VM can't be recorded"))?;
-    Ok(Metadata { id: vm.id, generation: vm.generation, record })
+    Ok(Metadata {
+        id: vm.id,
+        generation: vm.generation,
+        record,
+    })
 }
 
 /// The domain of a VM, with every choice made.
@@ -57,7 +66,11 @@ pub fn spec(core: &Core, vm: &Vm) -> Result<DomainSpec, Fault> {
                 .image_id
                 .map(|image| (entry.pool.image_source(image), VolumeFormat::Qcow2)),
             serial: volume.id.to_string(),
-            cache: if entry.pool.direct_io() { DiskCache::None } else { DiskCache::Writeback },
+            cache: if entry.pool.direct_io() {
+                DiskCache::None
+            } else {
+                DiskCache::Writeback
+            },
             shareable: volume.shareable,
             read_only: false,
             qos: volume.qos,
@@ -83,14 +96,18 @@ pub fn spec(core: &Core, vm: &Vm) -> Result<DomainSpec, Fault> {
         cpu: vm.hardware.cpu.clone(),
         disks,
         nics: vm.nics.iter().map(Into::into).collect(),
-        vnc: vm.vnc.then_some(VncSpec { listen: core.config.vnc.listen }),
+        vnc: vm.vnc.then_some(VncSpec {
+            listen: core.config.vnc.listen,
+        }),
         console_log: console_log(core, vm.id),
     })
 }
 
 /// What libvirt shows of a domain, in the model's terms.
 pub const fn observed(state: Option<&DomainState>) -> Observed {
-    let Some(state) = state else { return Observed::Absent };
+    let Some(state) = state else {
+        return Observed::Absent;
+    };
     match state.power {
         Power::Off(_) if state.managed_save => Observed::Saved,
         Power::Off(reason) => Observed::Off(match reason {
@@ -107,7 +124,9 @@ pub const fn observed(state: Option<&DomainState>) -> Observed {
         // that sleeps wakes by itself.
         Power::Running(_) | Power::ShuttingDown | Power::Asleep => Observed::Running,
         Power::Paused(reason) => Observed::Paused(match reason {
-            PauseReason::Request | PauseReason::Watchdog | PauseReason::ApiError => PauseCause::User,
+            PauseReason::Request | PauseReason::Watchdog | PauseReason::ApiError => {
+                PauseCause::User
+            }
             PauseReason::IoError => PauseCause::IoError,
             PauseReason::Crashed => PauseCause::Crashed,
             PauseReason::Migration

@@ -42,9 +42,10 @@ pub fn from_gate_libvirt(error: GateError) -> Fault {
 /// A call to a pool that the gate gave up.
 pub fn from_gate_storage(error: GateError, pool: &str) -> Fault {
     match error {
-        GateError::NotSent => {
-            Fault::new(Reason::PoolAway, format!("pool {pool} is busy; nothing was done"))
-        }
+        GateError::NotSent => Fault::new(
+            Reason::PoolAway,
+            format!("pool {pool} is busy; nothing was done"),
+        ),
         GateError::Abandoned => Fault::new(
             Reason::OutcomeUnknown,
             format!("pool {pool} did not answer in time; whether it will still do it is not known"),
@@ -58,16 +59,18 @@ pub fn from_gate_storage(error: GateError, pool: &str) -> Fault {
 pub fn from_libvirt(error: &LibvirtError) -> Fault {
     let refused = |why: &str| Fault::new(Reason::HypervisorRefused, why);
     match error.kind {
-        ErrorKind::Unreachable => {
-            Fault::new(Reason::HypervisorAway, "libvirt can't be reached; nothing was sent")
-        }
+        ErrorKind::Unreachable => Fault::new(
+            Reason::HypervisorAway,
+            "libvirt can't be reached; nothing was sent",
+        ),
         ErrorKind::Interrupted => Fault::new(
             Reason::OutcomeUnknown,
             "the connection to libvirt broke during the call; whether it was done is not known",
         ),
-        ErrorKind::Busy => {
-            Fault::new(Reason::DeadlinePassed, "the hypervisor is busy with the VM's domain")
-        }
+        ErrorKind::Busy => Fault::new(
+            Reason::DeadlinePassed,
+            "the hypervisor is busy with the VM's domain",
+        ),
         ErrorKind::NotFound => refused("the VM's domain is not on the host"),
         ErrorKind::AlreadyExists => refused("another domain has the VM's id or name"),
         ErrorKind::InvalidState => {
@@ -87,12 +90,14 @@ pub fn from_libvirt(error: &LibvirtError) -> Fault {
 /// An error of a pool's.
 pub fn from_storage(error: &StorageError, pool: &str) -> Fault {
     match error.kind() {
-        StorageErrorKind::Full => {
-            Fault::new(Reason::PoolFull, format!("pool {pool} has not enough free space"))
-        }
-        StorageErrorKind::NotFound => {
-            Fault::new(Reason::VolumesMissing, format!("pool {pool} has not what is needed"))
-        }
+        StorageErrorKind::Full => Fault::new(
+            Reason::PoolFull,
+            format!("pool {pool} has not enough free space"),
+        ),
+        StorageErrorKind::NotFound => Fault::new(
+            Reason::VolumesMissing,
+            format!("pool {pool} has not what is needed"),
+        ),
         StorageErrorKind::Exists => Fault::new(
             Reason::VolumeExists,
             format!("pool {pool} has another volume or image under this id"),
@@ -105,9 +110,10 @@ pub fn from_storage(error: &StorageError, pool: &str) -> Fault {
             Reason::VolumeTooSmall,
             "the volume would be smaller than the image it is made from",
         ),
-        StorageErrorKind::Denied | StorageErrorKind::Io => {
-            Fault::new(Reason::PoolAway, format!("pool {pool} can't be read or written"))
-        }
+        StorageErrorKind::Denied | StorageErrorKind::Io => Fault::new(
+            Reason::PoolAway,
+            format!("pool {pool} can't be read or written"),
+        ),
         StorageErrorKind::DeadlinePassed => Fault::new(
             Reason::DeadlinePassed,
             format!("work in pool {pool} took longer than it may"),
@@ -138,9 +144,11 @@ pub fn from_source(error: &StorageError) -> Fault {
             Reason::SourceNotAllowed,
             "is outside the allowed directories and URL prefixes, or not a regular file",
         ),
-        StorageErrorKind::ChecksumMismatch => {
-            Fault::field(Reason::ChecksumMismatch, "sha256", "is not that of the source's bytes")
-        }
+        StorageErrorKind::ChecksumMismatch => Fault::field(
+            Reason::ChecksumMismatch,
+            "sha256",
+            "is not that of the source's bytes",
+        ),
         StorageErrorKind::TooLarge => field(Reason::ImageTooLarge, "is larger than configured"),
         StorageErrorKind::Unreachable => field(
             Reason::SourceUnreadable,
@@ -157,12 +165,14 @@ pub fn from_source(error: &StorageError) -> Fault {
         StorageErrorKind::DeadlinePassed => {
             Fault::new(Reason::DeadlinePassed, "the import took longer than it may")
         }
-        StorageErrorKind::InUse => {
-            Fault::new(Reason::ImageBusy, "the same image is being imported already")
-        }
-        StorageErrorKind::Full => {
-            Fault::new(Reason::PoolFull, "the pool has not enough free space for the image")
-        }
+        StorageErrorKind::InUse => Fault::new(
+            Reason::ImageBusy,
+            "the same image is being imported already",
+        ),
+        StorageErrorKind::Full => Fault::new(
+            Reason::PoolFull,
+            "the pool has not enough free space for the image",
+        ),
         StorageErrorKind::Exists | StorageErrorKind::BadSize | StorageErrorKind::Io => {
             Fault::new(Reason::PoolAway, "the pool can't be read or written")
         }
@@ -172,19 +182,34 @@ pub fn from_source(error: &StorageError) -> Fault {
 const fn bad_image(kind: BadImageKind) -> (&'static str, &'static str) {
     match kind {
         BadImageKind::NotQcow2 => ("not_qcow2", "is declared qcow2 and is not"),
-        BadImageKind::NotRaw => ("not_raw", "is declared raw and has the header of another format"),
+        BadImageKind::NotRaw => (
+            "not_raw",
+            "is declared raw and has the header of another format",
+        ),
         BadImageKind::Version => ("version", "is qcow2 of a version other than 2 and 3"),
         BadImageKind::BackingFile => ("backing_file", "has a backing file"),
         BadImageKind::DataFile => ("data_file", "keeps its data in another file"),
-        BadImageKind::UnknownFeature => ("unknown_feature", "uses a feature that kvmlet does not know"),
+        BadImageKind::UnknownFeature => (
+            "unknown_feature",
+            "uses a feature that kvmlet does not know",
+        ),
         BadImageKind::Encrypted => ("encrypted", "is encrypted"),
         BadImageKind::Snapshots => ("snapshots", "has internal snapshots"),
         BadImageKind::Dirty => ("dirty", "was not closed properly"),
         BadImageKind::Corrupt => ("corrupt", "is marked as corrupt"),
-        BadImageKind::Header => ("header", "has a header field outside what the format allows"),
-        BadImageKind::Tables => ("tables", "has tables outside the file, overlapping or absurd"),
+        BadImageKind::Header => (
+            "header",
+            "has a header field outside what the format allows",
+        ),
+        BadImageKind::Tables => (
+            "tables",
+            "has tables outside the file, overlapping or absurd",
+        ),
         BadImageKind::Truncated => ("truncated", "ends before what it declares"),
-        BadImageKind::VirtualSize => ("virtual_size", "declares a disk that is empty or larger than allowed"),
+        BadImageKind::VirtualSize => (
+            "virtual_size",
+            "declares a disk that is empty or larger than allowed",
+        ),
     }
 }
 
@@ -192,9 +217,8 @@ const fn bad_image(kind: BadImageKind) -> (&'static str, &'static str) {
 pub fn from_journal(error: &JournalError) -> Fault {
     let unavailable = |why: &str| Fault::new(Reason::JournalUnavailable, why);
     match error {
-        JournalError::Full(_) => {
-            unavailable("the journal's file system is full; nothing was done").with("problem", "full")
-        }
+        JournalError::Full(_) => unavailable("the journal's file system is full; nothing was done")
+            .with("problem", "full"),
         JournalError::Overloaded => Fault::new(Reason::QueueFull, "the journal's queue is full"),
         JournalError::Closed => Fault::new(Reason::Stopping, "the agent is stopping"),
         JournalError::Conflict(_) => internal("the journal holds contradicting records"),
@@ -213,5 +237,8 @@ pub fn from_journal(error: &JournalError) -> Fault {
 /// A fault of our own; what it was goes to the log.
 pub fn internal(what: &str) -> Fault {
     tracing::error!(what, "internal fault");
-    Fault::new(Reason::Internal, "kvmlet itself failed; the host's log says more")
+    Fault::new(
+        Reason::Internal,
+        "kvmlet itself failed; the host's log says more",
+    )
 }

@@ -147,9 +147,19 @@ mod tests {
         let second = gate.run(Lane::Import, short, move || held_2.recv()).await;
         assert_eq!(second, Err(GateError::Abandoned));
         assert_eq!(gate.abandoned(), 2);
-        assert_eq!(gate.run(Lane::Import, short, || 1).await, Err(GateError::NotSent));
-        assert_eq!(gate.run(Lane::Read, short, || 1).await, Ok(1), "other lanes go on");
+        assert_eq!(
+            gate.run(Lane::Import, short, || 1).await,
+            Err(GateError::NotSent)
+        );
+        assert_eq!(
+            gate.run(Lane::Read, short, || 1).await,
+            Ok(1),
+            "other lanes go on"
+        );
         drop((release, release_2));
-        assert_eq!(gate.run(Lane::Import, Duration::from_secs(5), || 1).await, Ok(1));
+        assert_eq!(
+            gate.run(Lane::Import, Duration::from_secs(5), || 1).await,
+            Ok(1)
+        );
     }
 }

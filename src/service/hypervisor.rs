@@ -6,7 +6,9 @@
 
 use super::fault::{chain, from_gate_libvirt, from_libvirt};
 use super::gate::{Gate, GateError, Lane};
-use crate::libvirt::{Callbacks, CloseReason, DomainEvent, Host, HostFacts, HypervisorUri, LibvirtError};
+use crate::libvirt::{
+    Callbacks, CloseReason, DomainEvent, Host, HostFacts, HypervisorUri, LibvirtError,
+};
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
 use async_trait::async_trait;
@@ -70,7 +72,12 @@ pub struct Hypervisor {
 
 impl Hypervisor {
     /// A link that is not connected yet.
-    pub fn new(uri: HypervisorUri, connections: usize, call_timeout: Duration, gate: Arc<Gate>) -> Self {
+    pub fn new(
+        uri: HypervisorUri,
+        connections: usize,
+        call_timeout: Duration,
+        gate: Arc<Gate>,
+    ) -> Self {
         Self {
             uri,
             connections,
@@ -97,7 +104,8 @@ impl Hypervisor {
     /// # Errors
     /// `HYPERVISOR_AWAY`.
     pub fn facts(&self) -> Result<Arc<HostFacts>, Fault> {
-        self.standing(|standing| standing.facts.clone()).ok_or_else(away)
+        self.standing(|standing| standing.facts.clone())
+            .ok_or_else(away)
     }
 
     /// Where libvirt is.
@@ -112,7 +120,9 @@ impl Hypervisor {
 
     /// How many calls were made on libvirt since the start.
     pub fn calls(&self) -> u64 {
-        let now = self.standing(|standing| standing.host.call_count()).unwrap_or(0);
+        let now = self
+            .standing(|standing| standing.host.call_count())
+            .unwrap_or(0);
         self.former_calls.load(Ordering::Relaxed) + now
     }
 
@@ -141,14 +151,19 @@ impl Hypervisor {
         lane: Lane,
         call: impl FnOnce(&Host) -> Result<T, LibvirtError> + Send + 'static,
     ) -> Result<Result<T, LibvirtError>, Fault> {
-        let host = self.standing(|standing| standing.host.clone()).ok_or_else(away)?;
+        let host = self
+            .standing(|standing| standing.host.clone())
+            .ok_or_else(away)?;
         let deadline = match lane {
             Lane::Memory | Lane::Import => LONG_CALL,
             Lane::Read | Lane::Control | Lane::PowerOff | Lane::Storage | Lane::Journal => {
                 self.call_timeout
             }
         };
-        self.gate.run(lane, deadline, move || call(&host)).await.map_err(from_gate_libvirt)
+        self.gate
+            .run(lane, deadline, move || call(&host))
+            .await
+            .map_err(from_gate_libvirt)
     }
 
     /// Connects, and connects again, until told to stop.
@@ -223,7 +238,10 @@ impl Hypervisor {
                 return Err(error.to_string());
             }
         };
-        *lock(&self.standing) = Some(Standing { host, facts: Arc::new(facts) });
+        *lock(&self.standing) = Some(Standing {
+            host,
+            facts: Arc::new(facts),
+        });
         // Events from here on are routed while everything is read, so that
         // nothing falls between the two.
         tokio::spawn(route(waiting, overflow, observer.clone()));
@@ -246,12 +264,17 @@ impl Hypervisor {
     }
 
     fn put_down(&self) {
-        let Some(standing) = lock(&self.standing).take() else { return };
-        self.former_calls.fetch_add(standing.host.call_count(), Ordering::Relaxed);
+        let Some(standing) = lock(&self.standing).take() else {
+            return;
+        };
+        self.former_calls
+            .fetch_add(standing.host.call_count(), Ordering::Relaxed);
         // Closing talks to the peer; that must not hold up this task.
         let gate = self.gate.clone();
         tokio::spawn(async move {
-            drop(gate.run(Lane::Control, OPEN_DEADLINE, move || drop(standing.host)).await);
+            let _ = gate
+                .run(Lane::Control, OPEN_DEADLINE, move || drop(standing.host))
+                .await;
         });
     }
 
@@ -279,5 +302,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn away() -> Fault {
-    Fault::new(Reason::HypervisorAway, "libvirt can't be reached; nothing was sent")
+    Fault::new(
+        Reason::HypervisorAway,
+        "libvirt can't be reached; nothing was sent",
+    )
 }

@@ -29,7 +29,11 @@ pub struct Ledger {
 impl Ledger {
     /// Puts the gate in front of an open journal.
     pub fn new(journal: Arc<Journal>, gate: Arc<Gate>) -> Self {
-        Self { journal, gate, trouble: watch::Sender::new(None) }
+        Self {
+            journal,
+            gate,
+            trouble: watch::Sender::new(None),
+        }
     }
 
     /// Writes a batch, all or nothing, and returns when it is durable.
@@ -38,10 +42,12 @@ impl Ledger {
     /// `JOURNAL_UNAVAILABLE`; then nothing of the batch was written.
     pub async fn commit(&self, batch: Batch) -> Result<(), Fault> {
         let (done, answer) = oneshot::channel();
-        self.journal.submit(batch, Box::new(move |result| drop(done.send(result))));
+        self.journal
+            .submit(batch, Box::new(move |result| drop(done.send(result))));
         match answer.await {
             Ok(Ok(())) => {
-                self.trouble.send_if_modified(|trouble| trouble.take().is_some());
+                self.trouble
+                    .send_if_modified(|trouble| trouble.take().is_some());
                 Ok(())
             }
             Ok(Err(error)) => {
@@ -72,7 +78,8 @@ impl Ledger {
     /// # Errors
     /// `JOURNAL_UNAVAILABLE`.
     pub async fn operation_by_request(&self, id: RequestId) -> Result<Option<Operation>, Fault> {
-        self.read(move |journal| journal.operation_by_request(id)).await
+        self.read(move |journal| journal.operation_by_request(id))
+            .await
     }
 
     /// Lists operations, newest first.
@@ -92,7 +99,8 @@ impl Ledger {
         ended_before: Timestamp,
         keep: HashSet<OperationId>,
     ) -> Result<usize, Fault> {
-        self.read(move |journal| journal.prune_operations(ended_before, &keep)).await
+        self.read(move |journal| journal.prune_operations(ended_before, &keep))
+            .await
     }
 
     async fn read<T: Send + 'static>(
@@ -100,7 +108,11 @@ impl Ledger {
         read: impl FnOnce(&Journal) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, Fault> {
         let journal = self.journal.clone();
-        match self.gate.run(Lane::Journal, READ_DEADLINE, move || read(&journal)).await {
+        match self
+            .gate
+            .run(Lane::Journal, READ_DEADLINE, move || read(&journal))
+            .await
+        {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 tracing::error!(error = chain(&error), "journal read failed");

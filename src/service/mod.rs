@@ -23,6 +23,7 @@ pub mod operations;
 pub mod plan;
 pub mod plans;
 pub mod pools;
+pub mod preview;
 pub mod reconcile;
 pub mod sweeper;
 pub mod vms;

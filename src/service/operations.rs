@@ -6,7 +6,8 @@
 
 use super::fault::internal;
 use super::ledger::Ledger;
-use crate::journal::{Batch, OperationQuery};
+use crate::journal::Batch;
+pub use crate::journal::OperationQuery;
 use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, RequestId};
 use crate::model::operation::{Operation, OperationState, RollbackState};
@@ -65,7 +66,8 @@ impl LiveOperation {
 
     /// Changes the operation and tells those who wait.
     pub fn change(&self, change: impl FnOnce(&mut Operation)) {
-        self.state.send_modify(|operation| change(Arc::make_mut(operation)));
+        self.state
+            .send_modify(|operation| change(Arc::make_mut(operation)));
     }
 
     /// Asks it to end early.
@@ -146,6 +148,12 @@ pub enum Claim<'a> {
     Repeat(Arc<Operation>),
 }
 
+enum Tried<'a> {
+    Live(Arc<Operation>),
+    Wait(watch::Receiver<()>),
+    Mine(ClaimGuard<'a>),
+}
+
 /// Keeps a request id for one request until its operation is there.
 pub struct ClaimGuard<'a> {
     operations: &'a Operations,
@@ -162,7 +170,10 @@ impl Drop for ClaimGuard<'_> {
 impl Operations {
     /// No operations at work yet.
     pub fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, live: Mutex::default() }
+        Self {
+            ledger,
+            live: Mutex::default(),
+        }
     }
 
     /// Claims a request id for a request. Of callers that come at once with the
@@ -172,33 +183,41 @@ impl Operations {
     /// `REQUEST_ID_REUSED`, naming the first field that differs;
     /// `JOURNAL_UNAVAILABLE`.
     pub async fn claim(&self, id: Option<RequestId>, request: &Value) -> Result<Claim<'_>, Fault> {
-        let Some(id) = id else { return Ok(Claim::Fresh(None)) };
+        let Some(id) = id else {
+            return Ok(Claim::Fresh(None));
+        };
         loop {
-            let mut waiting = {
-                let mut live = lock(&self.live);
-                let known = live.by_request.get(&id).and_then(|at| live.by_id.get(at)).cloned();
-                if let Some(known) = known {
-                    let known = known.get();
-                    return repeat(id, &known.request, request).map(|()| Claim::Repeat(known));
-                }
-                if let Some((claimed, waiting)) = live.claimed.get(&id) {
-                    repeat(id, claimed, request)?;
-                    waiting.clone()
-                } else {
-                    let (done, waiting) = watch::channel(());
-                    live.claimed.insert(id, (request.clone(), waiting));
-                    drop(live);
-                    let guard = ClaimGuard { operations: self, id, _done: done };
+            match self.try_claim(id, request)? {
+                Tried::Live(known) => return Ok(Claim::Repeat(known)),
+                // Ends with an error when the other's guard is dropped.
+                Tried::Wait(mut waiting) => while waiting.changed().await.is_ok() {},
+                Tried::Mine(guard) => {
                     return match self.ledger.operation_by_request(id).await? {
                         Some(known) => repeat(id, &known.request, request)
                             .map(|()| Claim::Repeat(Arc::new(known))),
                         None => Ok(Claim::Fresh(Some(guard))),
                     };
                 }
-            };
-            // Ends with an error when the guard is dropped.
-            while waiting.changed().await.is_ok() {}
+            }
         }
+    }
+
+    fn try_claim(&self, id: RequestId, request: &Value) -> Result<Tried<'_>, Fault> {
+        let mut live = lock(&self.live);
+        if let Some(known) = live.by_request.get(&id).and_then(|at| live.by_id.get(at)) {
+            let known = known.get();
+            return repeat(id, &known.request, request).map(|()| Tried::Live(known));
+        }
+        if let Some((claimed, waiting)) = live.claimed.get(&id) {
+            return repeat(id, claimed, request).map(|()| Tried::Wait(waiting.clone()));
+        }
+        let (done, waiting) = watch::channel(());
+        live.claimed.insert(id, (request.clone(), waiting));
+        Ok(Tried::Mine(ClaimGuard {
+            operations: self,
+            id,
+            _done: done,
+        }))
     }
 
     /// Takes in an operation that is about to be made durable.
@@ -223,6 +242,14 @@ impl Operations {
         }
     }
 
+    /// Makes blocking calls of all operations return early, without cancelling
+    /// the operations: the agent stops, and they go on after its next start.
+    pub fn halt(&self) {
+        for live in lock(&self.live).by_id.values() {
+            live.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// How many are at work.
     pub fn live_count(&self) -> usize {
         lock(&self.live).by_id.len()
@@ -232,7 +259,11 @@ impl Operations {
     ///
     /// # Errors
     /// `JOURNAL_UNAVAILABLE`; then there is no such operation.
-    pub async fn begin(&self, operation: Operation, batch: Batch) -> Result<Arc<LiveOperation>, Fault> {
+    pub async fn begin(
+        &self,
+        operation: Operation,
+        batch: Batch,
+    ) -> Result<Arc<LiveOperation>, Fault> {
         let batch = batch.put_operation(&operation);
         let opened = self.open(operation);
         match self.ledger.commit(batch).await {
@@ -244,15 +275,28 @@ impl Operations {
         }
     }
 
-    /// Records the end of an operation, with other changes, as one; then tells
-    /// those who wait. Goes on trying while the journal can't be written:
+    /// Records the end of an operation, with other changes, as one; then calls
+    /// `publish`, and then tells those who wait, so that they find everything as
+    /// the operation left it. Goes on trying while the journal can't be written:
     /// meanwhile the operation is shown at work, which is what it is.
-    pub async fn end(&self, live: &LiveOperation, ended: Operation, changes: impl Fn() -> Batch) {
+    pub async fn end(
+        &self,
+        live: &LiveOperation,
+        ended: Operation,
+        changes: impl Fn() -> Batch,
+        publish: impl FnOnce(),
+    ) {
         let mut pause = Duration::from_millis(100);
-        while self.ledger.commit(changes().put_operation(&ended)).await.is_err() {
+        while self
+            .ledger
+            .commit(changes().put_operation(&ended))
+            .await
+            .is_err()
+        {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(5));
         }
+        publish();
         live.change(|operation| *operation = ended);
         self.close(live.id());
     }
@@ -265,7 +309,11 @@ impl Operations {
         if let Some(live) = self.live(id) {
             return Ok(live.get());
         }
-        self.ledger.operation(id).await?.map(Arc::new).ok_or_else(|| not_found(id))
+        self.ledger
+            .operation(id)
+            .await?
+            .map(Arc::new)
+            .ok_or_else(|| not_found(id))
     }
 
     /// Waits until an operation has ended, or `timeout` from now.
@@ -273,7 +321,9 @@ impl Operations {
     /// # Errors
     /// `OPERATION_NOT_FOUND`, `JOURNAL_UNAVAILABLE`.
     pub async fn wait(&self, id: OperationId, timeout: Duration) -> Result<Arc<Operation>, Fault> {
-        let Some(live) = self.live(id) else { return self.get(id).await };
+        let Some(live) = self.live(id) else {
+            return self.get(id).await;
+        };
         let mut state = live.state.subscribe();
         // Past the timeout it is returned as it is.
         drop(tokio::time::timeout(timeout, state.wait_for(|operation| operation.ended())).await);
@@ -285,8 +335,13 @@ impl Operations {
     /// # Errors
     /// `OPERATION_NOT_FOUND`, `NOT_CANCELLABLE`, `JOURNAL_UNAVAILABLE`.
     pub async fn cancel(&self, id: OperationId) -> Result<Arc<Operation>, Fault> {
-        let Some(live) = self.live(id) else { return self.get(id).await };
-        live.cancel(Fault::new(Reason::CancelledByCaller, "CancelOperation ended it"))?;
+        let Some(live) = self.live(id) else {
+            return self.get(id).await;
+        };
+        live.cancel(Fault::new(
+            Reason::CancelledByCaller,
+            "CancelOperation ended it",
+        ))?;
         Ok(live.get())
     }
 
@@ -301,13 +356,18 @@ impl Operations {
         // now is only known here.
         if states.iter().any(|state| !state.ended()) {
             query.states = vec![OperationState::Pending, OperationState::Running];
-            query.states.extend(states.iter().copied().filter(|state| state.ended()));
+            query
+                .states
+                .extend(states.iter().copied().filter(|state| state.ended()));
         }
         query.limit = limit.saturating_add(1);
         let mut listed = self.ledger.operations(query).await?;
         let more = listed.len() > limit;
         listed.truncate(limit);
-        let next = listed.last().filter(|_| more).map(|last| (last.create_time, last.id));
+        let next = listed
+            .last()
+            .filter(|_| more)
+            .map(|last| (last.create_time, last.id));
         let operations = listed
             .into_iter()
             .map(|operation| match self.live(operation.id) {
@@ -362,8 +422,11 @@ pub fn new_operation(
 }
 
 fn not_found(id: OperationId) -> Fault {
-    Fault::new(Reason::OperationNotFound, format!("no operation has the id {id}"))
-        .with("operation_id", id)
+    Fault::new(
+        Reason::OperationNotFound,
+        format!("no operation has the id {id}"),
+    )
+    .with("operation_id", id)
 }
 
 fn repeat(id: RequestId, known: &Value, request: &Value) -> Result<(), Fault> {

@@ -112,7 +112,10 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
     });
     if was_undoing {
         let fault = operation.get().error.clone().unwrap_or_else(|| {
-            Fault::new(Reason::Internal, "the operation was being undone when the agent ended")
+            Fault::new(
+                Reason::Internal,
+                "the operation was being undone when the agent ended",
+            )
         });
         return undo(run, plan, plan.len(), fault).await;
     }
@@ -130,7 +133,9 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
             return undo(run, plan, index, why).await;
         }
         mark(run, index, StepState::Running);
-        let cut_off = interrupted.get(index).is_some_and(|step| step.state == StepState::Running);
+        let cut_off = interrupted
+            .get(index)
+            .is_some_and(|step| step.state == StepState::Running);
         match attempt(run, step.as_ref(), cut_off).await {
             Ok(state) => {
                 mark(run, index, state);
@@ -141,7 +146,9 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
             }
             Err(fault) => {
                 mark(run, index, StepState::Failed);
-                let past = plan[..=index].iter().any(|step| step.is_point_of_no_return());
+                let past = plan[..=index]
+                    .iter()
+                    .any(|step| step.is_point_of_no_return());
                 if past {
                     return Ended::Failed(fault);
                 }
@@ -192,7 +199,10 @@ async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState,
             }
         }
     }
-    Err(Fault::new(Reason::OutcomeUnknown, "whether it was done is not known"))
+    Err(Fault::new(
+        Reason::OutcomeUnknown,
+        "whether it was done is not known",
+    ))
 }
 
 /// Waits for libvirt, for a while.
@@ -208,7 +218,10 @@ async fn libvirt_is_back(run: &Run) -> bool {
 
 /// Makes the operation's steps durable as they are now.
 async fn record(run: &Run) -> Result<(), Fault> {
-    run.core.ledger.commit(Batch::new().put_operation(&run.operation.get())).await
+    run.core
+        .ledger
+        .commit(Batch::new().put_operation(&run.operation.get()))
+        .await
 }
 
 /// Undoes the first `count` steps, last first.
@@ -233,7 +246,11 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
             }
             Ok(Undone::Nothing) => {}
             Err(fault) => {
-                tracing::error!(step = step.name(), error = chain(&fault), "step can't be undone");
+                tracing::error!(
+                    step = step.name(),
+                    error = chain(&fault),
+                    "step can't be undone"
+                );
                 left.push(step.name());
             }
         }
@@ -251,7 +268,11 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
     if !left.is_empty() {
         why = why.with("not_undone", left.join(","));
     }
-    if why.code() == Code::Cancelled { Ended::Cancelled(why) } else { Ended::Failed(why) }
+    if why.code() == Code::Cancelled {
+        Ended::Cancelled(why)
+    } else {
+        Ended::Failed(why)
+    }
 }
 
 fn mark(run: &Run, index: usize, state: StepState) {
@@ -274,9 +295,14 @@ fn mark(run: &Run, index: usize, state: StepState) {
 pub fn progress(run: &Run, whole: usize, part: f64) {
     run.operation.change(|operation| {
         let steps = operation.steps.len().max(1);
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss
+        )]
         // a handful of steps, and clamped to 0..=99
-        let percent = ((whole as f64 + part.clamp(0.0, 1.0)) / steps as f64 * 100.0).clamp(0.0, 99.0) as u8;
+        let percent =
+            ((whole as f64 + part.clamp(0.0, 1.0)) / steps as f64 * 100.0).clamp(0.0, 99.0) as u8;
         operation.progress_percent = operation.progress_percent.max(percent);
     });
 }

@@ -49,7 +49,10 @@ impl Pools {
             default: settings.default,
             measured: Mutex::default(),
         };
-        Self { entries: config.pools.iter().map(entry).collect(), gate }
+        Self {
+            entries: config.pools.iter().map(entry).collect(),
+            gate,
+        }
     }
 
     /// All of them, in the order of the configuration.
@@ -90,7 +93,8 @@ impl Pools {
         name: &str,
         call: impl FnOnce(&dyn Pool, &Task) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, Fault> {
-        self.call_task(name, Lane::Storage, QUICK, Task::within(QUICK), call).await
+        self.call_task(name, Lane::Storage, QUICK, Task::within(QUICK), call)
+            .await
     }
 
     /// Makes a call to a pool with a leash and a deadline of its own.
@@ -106,13 +110,20 @@ impl Pools {
         call: impl FnOnce(&dyn Pool, &Task) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, Fault> {
         let entry = self.get(name).ok_or_else(|| {
-            Fault::new(Reason::PoolNotFound, format!("pool {name} is no longer configured"))
-                .with("pool", name)
+            Fault::new(
+                Reason::PoolNotFound,
+                format!("pool {name} is no longer configured"),
+            )
+            .with("pool", name)
         })?;
         let pool = entry.pool.clone();
         // The task ends by itself a little before the gate gives up on it.
         let grace = deadline + Duration::from_secs(5);
-        match self.gate.run(lane, grace, move || call(pool.as_ref(), &task)).await {
+        match self
+            .gate
+            .run(lane, grace, move || call(pool.as_ref(), &task))
+            .await
+        {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 tracing::warn!(pool = name, error = chain(&error), "pool call failed");
@@ -144,11 +155,23 @@ impl Pools {
                     pool.usage()
                 })
                 .await;
-            let mut measured = entry.measured.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut measured = entry
+                .measured
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             match looked {
-                Ok(usage) => *measured = Measured { usage: Some(usage), trouble: None },
+                Ok(usage) => {
+                    *measured = Measured {
+                        usage: Some(usage),
+                        trouble: None,
+                    }
+                }
                 Err(fault) => {
-                    tracing::error!(pool = entry.pool.name(), error = chain(&fault), "pool can't be used");
+                    tracing::error!(
+                        pool = entry.pool.name(),
+                        error = chain(&fault),
+                        "pool can't be used"
+                    );
                     measured.trouble = Some(fault);
                 }
             }
@@ -166,7 +189,10 @@ impl Pools {
         }
         Err(Fault::new(
             Reason::PoolFull,
-            format!("pool {name} has {} free, and {needed} may be needed", usage.free),
+            format!(
+                "pool {name} has {} free, and {needed} may be needed",
+                usage.free
+            ),
         )
         .with("pool", name)
         .with("free_bytes", usage.free.get())
@@ -177,6 +203,9 @@ impl Pools {
 impl PoolEntry {
     /// What was last measured of it.
     pub fn measured(&self) -> Measured {
-        self.measured.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.measured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }

@@ -21,7 +21,10 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
     let mut plan = Plan::new();
     for volume in &vm.volumes {
         if let Some(image) = volume.image_id {
-            plan.push(Box::new(CacheImage { pool: volume.pool.clone(), image }));
+            plan.push(Box::new(CacheImage {
+                pool: volume.pool.clone(),
+                image,
+            }));
         }
         plan.push(Box::new(MakeVolume {
             pool: volume.pool.clone(),
@@ -32,10 +35,16 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
     }
     plan.push(Box::new(DefineDomain {
         cell: cell.clone(),
-        vm: Vm { life: Life::Present, ..vm.clone() },
+        vm: Vm {
+            life: Life::Present,
+            ..vm.clone()
+        },
     }));
     if start {
-        plan.push(Box::new(StartGuest { cell, undo_stops: true }));
+        plan.push(Box::new(StartGuest {
+            cell,
+            undo_stops: true,
+        }));
     }
     plan
 }
@@ -56,13 +65,22 @@ impl Step for CacheImage {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let image = self.image;
-        let found = run.core.pools.call(&self.pool, move |pool, _| pool.image(image)).await?;
+        let found = run
+            .core
+            .pools
+            .call(&self.pool, move |pool, _| pool.image(image))
+            .await?;
         Ok(found.is_some())
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let image = run.core.images.ready(self.image, "image_id")?;
-        let from = run.core.pools.named(&image.pool, "pool")?.pool.image_source(self.image);
+        let from = run
+            .core
+            .pools
+            .named(&image.pool, "pool")?
+            .pool
+            .image_source(self.image);
         let id = self.image;
         let task = Task::new(
             run.operation.cancel_flag(),
@@ -103,7 +121,11 @@ impl Step for MakeVolume {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.id;
-        let found = run.core.pools.call(&self.pool, move |pool, _| pool.volume(id)).await?;
+        let found = run
+            .core
+            .pools
+            .call(&self.pool, move |pool, _| pool.volume(id))
+            .await?;
         Ok(found.is_some())
     }
 
@@ -125,7 +147,11 @@ impl Step for MakeVolume {
             .call(&self.pool, move |pool, _| {
                 let there = pool.volume(id)?.is_some();
                 pool.delete_volume(id)?;
-                Ok(if there { Undone::Something } else { Undone::Nothing })
+                Ok(if there {
+                    Undone::Something
+                } else {
+                    Undone::Nothing
+                })
             })
             .await
     }
@@ -145,23 +171,37 @@ impl Step for DefineDomain {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let (id, wanted) = (self.cell.id, domains::metadata(&self.vm)?);
-        let found = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
+        let found = run
+            .core
+            .hypervisor
+            .call(Lane::Read, move |host| host.get(id))
+            .await?;
         Ok(found.is_some_and(|domain| domain.metadata == Some(wanted)))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let spec = domains::spec(&run.core, &self.vm)?;
-        run.core.hypervisor.call(Lane::Control, move |host| host.define(&spec)).await
+        run.core
+            .hypervisor
+            .call(Lane::Control, move |host| host.define(&spec))
+            .await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
         let id = self.cell.id;
-        let there = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
+        let there = run
+            .core
+            .hypervisor
+            .call(Lane::Read, move |host| host.get(id))
+            .await?;
         // A domain under our id that is not ours was there before us.
         if !there.is_some_and(|domain| domain.metadata.is_some()) {
             return Ok(Undone::Nothing);
         }
-        run.core.hypervisor.call(Lane::Control, move |host| host.undefine(id)).await?;
+        run.core
+            .hypervisor
+            .call(Lane::Control, move |host| host.undefine(id))
+            .await?;
         Ok(Undone::Something)
     }
 }

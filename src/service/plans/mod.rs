@@ -37,8 +37,13 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
         }
         Intent::RecoverVm => remove::recover(cell, &vm),
         Intent::ExpungeVm => remove::expunge(cell, &vm),
-        Intent::StartVm { discard_saved_memory } => power::start(cell, *discard_saved_memory),
-        Intent::StopVm { policy, discard_saved_memory } => {
+        Intent::StartVm {
+            discard_saved_memory,
+        } => power::start(cell, *discard_saved_memory),
+        Intent::StopVm {
+            policy,
+            discard_saved_memory,
+        } => {
             if *discard_saved_memory {
                 power::discard_saved(cell)
             } else {
@@ -50,9 +55,27 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
         Intent::PauseVm => power::pause(cell),
         Intent::ResumeVm => power::resume(cell),
         Intent::SaveVm => power::save(cell),
-        Intent::ReplaceRootVolume { .. } | Intent::RevertRootVolume { .. } => {
-            root::plan(cell, &vm, operation)
-        }
+        Intent::ReplaceRootVolume {
+            new_root,
+            before,
+            after,
+            stop,
+            start_after,
+            health_check,
+        } => root::replace(
+            cell,
+            new_root,
+            (before, after),
+            *stop,
+            *start_after,
+            *health_check,
+        ),
+        Intent::RevertRootVolume {
+            before,
+            after,
+            stop,
+            start_after,
+        } => root::switch(cell, (before, after), *stop, *start_after),
         // Images have plans of their own; see `service::images`.
         Intent::ImportImage { .. } | Intent::DeleteImage => Plan::new(),
     })
@@ -100,7 +123,10 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
 /// The record of a VM that was deleted then.
 fn deleted(vm: &Vm, when: Timestamp, retention: Duration) -> Vm {
     Vm {
-        life: Life::Deleted { delete_time: when, expunge_time: when.plus(retention) },
+        life: Life::Deleted {
+            delete_time: when,
+            expunge_time: when.plus(retention),
+        },
         ..vm.clone()
     }
 }

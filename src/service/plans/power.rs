@@ -15,7 +15,10 @@ pub(super) fn start(cell: Arc<Cell>, discard_saved: bool) -> Plan {
     if discard_saved {
         plan.push(Box::new(DiscardSaved { cell: cell.clone() }));
     }
-    plan.push(Box::new(StartGuest { cell, undo_stops: false }));
+    plan.push(Box::new(StartGuest {
+        cell,
+        undo_stops: false,
+    }));
     plan
 }
 
@@ -49,14 +52,27 @@ pub(super) fn save(cell: Arc<Cell>) -> Plan {
 /// As any call; a domain that is gone is `HYPERVISOR_REFUSED`.
 pub(super) async fn domain(run: &Run, cell: &Cell) -> Result<DomainState, Fault> {
     let id = cell.id;
-    let found = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
-    found.ok_or_else(|| Fault::new(Reason::HypervisorRefused, "the VM's domain is not on the host"))
+    let found = run
+        .core
+        .hypervisor
+        .call(Lane::Read, move |host| host.get(id))
+        .await?;
+    found.ok_or_else(|| {
+        Fault::new(
+            Reason::HypervisorRefused,
+            "the VM's domain is not on the host",
+        )
+    })
 }
 
 /// Whether QEMU runs for the VM.
 pub(super) async fn has_power(run: &Run, cell: &Cell) -> Result<bool, Fault> {
     let id = cell.id;
-    let found = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
+    let found = run
+        .core
+        .hypervisor
+        .call(Lane::Read, move |host| host.get(id))
+        .await?;
     Ok(found.is_some_and(|domain| domain.power.is_active()))
 }
 
@@ -87,7 +103,10 @@ impl Step for StartGuest {
             return Ok(Undone::Nothing);
         }
         let id = self.cell.id;
-        run.core.hypervisor.call(Lane::PowerOff, move |host| host.destroy(id)).await?;
+        run.core
+            .hypervisor
+            .call(Lane::PowerOff, move |host| host.destroy(id))
+            .await?;
         Ok(Undone::Something)
     }
 }
@@ -96,13 +115,21 @@ impl Step for StartGuest {
 pub(super) async fn start_guest(run: &Run, cell: &Cell) -> Result<(), Fault> {
     let id = cell.id;
     let host = run.core.node.id();
-    let answer = run.core.hypervisor.try_call(Lane::Memory, move |host| host.start(id)).await?;
+    let answer = run
+        .core
+        .hypervisor
+        .try_call(Lane::Memory, move |host| host.start(id))
+        .await?;
     match answer {
         Ok(()) => {
             cell.edit(|vm| vm.last_host_id = Some(host));
             Ok(())
         }
-        Err(error) => Err(refused(&error, Reason::StartFailed, "the hypervisor could not start the VM")),
+        Err(error) => Err(refused(
+            &error,
+            Reason::StartFailed,
+            "the hypervisor could not start the VM",
+        )),
     }
 }
 
@@ -141,7 +168,10 @@ impl Step for DiscardSaved {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core.hypervisor.call(Lane::Control, move |host| host.discard_managed_save(id)).await
+        run.core
+            .hypervisor
+            .call(Lane::Control, move |host| host.discard_managed_save(id))
+            .await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
@@ -216,7 +246,10 @@ impl Step for Reset {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core.hypervisor.call(Lane::Control, move |host| host.reset(id)).await
+        run.core
+            .hypervisor
+            .call(Lane::Control, move |host| host.reset(id))
+            .await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
@@ -244,12 +277,18 @@ impl Step for Pause {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        Ok(matches!(domain(run, &self.cell).await?.power, Power::Paused(_)))
+        Ok(matches!(
+            domain(run, &self.cell).await?.power,
+            Power::Paused(_)
+        ))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core.hypervisor.call(Lane::Control, move |host| host.suspend(id)).await
+        run.core
+            .hypervisor
+            .call(Lane::Control, move |host| host.suspend(id))
+            .await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
@@ -269,12 +308,19 @@ impl Step for Resume {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        Ok(matches!(domain(run, &self.cell).await?.power, Power::Running(_)))
+        Ok(matches!(
+            domain(run, &self.cell).await?.power,
+            Power::Running(_)
+        ))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        let answer = run.core.hypervisor.try_call(Lane::Control, move |host| host.resume(id)).await?;
+        let answer = run
+            .core
+            .hypervisor
+            .try_call(Lane::Control, move |host| host.resume(id))
+            .await?;
         answer.map_err(|error| refused(&error, Reason::ResumeFailed, "the guest did not go on"))
     }
 
@@ -301,7 +347,10 @@ impl Step for Save {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core.hypervisor.call(Lane::Memory, move |host| host.managed_save(id)).await
+        run.core
+            .hypervisor
+            .call(Lane::Memory, move |host| host.managed_save(id))
+            .await
     }
 
     /// libvirt lets the guest go on if saving fails.

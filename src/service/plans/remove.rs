@@ -34,21 +34,36 @@ pub(super) fn delete(
 ) -> Plan {
     let mut plan = Plan::new();
     if let Some(policy) = stop {
-        plan.push(Box::new(StopGuest { cell: cell.clone(), policy, undo_starts: true }));
+        plan.push(Box::new(StopGuest {
+            cell: cell.clone(),
+            policy,
+            undo_starts: true,
+        }));
     }
     if retention.is_zero() {
         plan.extend(expunge(cell, before));
     } else {
-        plan.push(Box::new(MarkDomain(DescribeDomain { cell, before: before.clone(), after })));
+        plan.push(Box::new(MarkDomain(DescribeDomain {
+            cell,
+            before: before.clone(),
+            after,
+        })));
     }
     plan
 }
 
 pub(super) fn recover(cell: Arc<Cell>, before: &Vm) -> Plan {
-    let after = Vm { life: Life::Present, ..before.clone() };
+    let after = Vm {
+        life: Life::Present,
+        ..before.clone()
+    };
     vec![
         Box::new(CheckVolumes { vm: before.clone() }),
-        Box::new(BringBackDomain { cell, before: before.clone(), after }),
+        Box::new(BringBackDomain {
+            cell,
+            before: before.clone(),
+            after,
+        }),
     ]
 }
 
@@ -61,7 +76,10 @@ pub(super) fn expunge(cell: Arc<Cell>, vm: &Vm) -> Plan {
     for volume in &vm.volumes {
         let kept = matches!(volume.attachment, VolumeAttachment::Kept { .. });
         if volume.delete_with_vm || kept {
-            plan.push(Box::new(RemoveVolume { pool: volume.pool.clone(), id: volume.id }));
+            plan.push(Box::new(RemoveVolume {
+                pool: volume.pool.clone(),
+                id: volume.id,
+            }));
         }
     }
     plan.push(Box::new(RemoveConsoleLog { cell }));
@@ -74,7 +92,12 @@ struct MarkDomain(DescribeDomain);
 impl MarkDomain {
     async fn has_domain(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.0.cell.id;
-        Ok(run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?.is_some())
+        Ok(run
+            .core
+            .hypervisor
+            .call(Lane::Read, move |host| host.get(id))
+            .await?
+            .is_some())
     }
 }
 
@@ -93,7 +116,11 @@ impl Step for MarkDomain {
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        if self.has_domain(run).await? { self.0.undo(run).await } else { Ok(Undone::Nothing) }
+        if self.has_domain(run).await? {
+            self.0.undo(run).await
+        } else {
+            Ok(Undone::Nothing)
+        }
     }
 }
 
@@ -116,7 +143,13 @@ impl Step for CheckVolumes {
         let mut missing = Vec::new();
         for volume in self.vm.disks() {
             let id = volume.id;
-            if run.core.pools.call(&volume.pool, move |pool, _| pool.volume(id)).await?.is_none() {
+            if run
+                .core
+                .pools
+                .call(&volume.pool, move |pool, _| pool.volume(id))
+                .await?
+                .is_none()
+            {
                 missing.push(id.to_string());
             }
         }
@@ -145,7 +178,10 @@ struct BringBackDomain {
 
 impl BringBackDomain {
     fn define(&self) -> DefineDomain {
-        DefineDomain { cell: self.cell.clone(), vm: self.after.clone() }
+        DefineDomain {
+            cell: self.cell.clone(),
+            vm: self.after.clone(),
+        }
     }
 
     fn describe(&self) -> DescribeDomain {
@@ -158,7 +194,12 @@ impl BringBackDomain {
 
     async fn has_domain(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.cell.id;
-        Ok(run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?.is_some())
+        Ok(run
+            .core
+            .hypervisor
+            .call(Lane::Read, move |host| host.get(id))
+            .await?
+            .is_some())
     }
 }
 
@@ -182,7 +223,11 @@ impl Step for BringBackDomain {
 
     /// The domain may stay: it does no harm to a VM that is deleted or lost.
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        if self.has_domain(run).await? { self.describe().undo(run).await } else { Ok(Undone::Nothing) }
+        if self.has_domain(run).await? {
+            self.describe().undo(run).await
+        } else {
+            Ok(Undone::Nothing)
+        }
     }
 }
 
@@ -199,7 +244,11 @@ impl Step for CheckPowerOff {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.cell.id;
-        let found = run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?;
+        let found = run
+            .core
+            .hypervisor
+            .call(Lane::Read, move |host| host.get(id))
+            .await?;
         Ok(found.is_none_or(|domain| !domain.power.is_active()))
     }
 
@@ -233,7 +282,10 @@ impl Step for MarkExpunging {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let vm = Vm { life: Life::Expunging, ..self.cell.vm()? };
+        let vm = Vm {
+            life: Life::Expunging,
+            ..self.cell.vm()?
+        };
         run.core.ledger.commit(Batch::new().put_vm(&vm)).await?;
         self.cell.edit(|record| *record = vm);
         Ok(())
@@ -261,12 +313,20 @@ impl Step for RemoveDomain {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.cell.id;
-        Ok(run.core.hypervisor.call(Lane::Read, move |host| host.get(id)).await?.is_none())
+        Ok(run
+            .core
+            .hypervisor
+            .call(Lane::Read, move |host| host.get(id))
+            .await?
+            .is_none())
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core.hypervisor.call(Lane::Control, move |host| host.undefine(id)).await
+        run.core
+            .hypervisor
+            .call(Lane::Control, move |host| host.undefine(id))
+            .await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
@@ -288,12 +348,20 @@ impl Step for RemoveVolume {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.id;
-        Ok(run.core.pools.call(&self.pool, move |pool, _| pool.volume(id)).await?.is_none())
+        Ok(run
+            .core
+            .pools
+            .call(&self.pool, move |pool, _| pool.volume(id))
+            .await?
+            .is_none())
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.id;
-        run.core.pools.call(&self.pool, move |pool, _| pool.delete_volume(id)).await
+        run.core
+            .pools
+            .call(&self.pool, move |pool, _| pool.delete_volume(id))
+            .await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {

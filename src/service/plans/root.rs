@@ -10,11 +10,11 @@ use super::power::{StartGuest, domain};
 use super::stop::StopGuest;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
-use crate::model::ids::VolumeId;
-use crate::model::operation::{Intent, Operation};
 use crate::model::reason::Reason;
 use crate::model::request::{HealthCheck, HealthSign};
+use crate::model::stop::StopPolicy;
 use crate::model::vm::Vm;
+use crate::model::volume::Volume;
 use crate::service::cell::Cell;
 use crate::service::gate::Lane;
 use crate::service::plan::{Plan, Run, Step, Undone};
@@ -22,81 +22,62 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The plan of either operation; empty for any other.
-pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, operation: &Operation) -> Plan {
+/// The plan of ReplaceRootVolume, as its intent says.
+pub(super) fn replace(
+    cell: Arc<Cell>,
+    new_root: &Volume,
+    (before, after): (&Vm, &Vm),
+    stop: Option<StopPolicy>,
+    start_after: bool,
+    health_check: Option<HealthCheck>,
+) -> Plan {
     let mut plan = Plan::new();
-    let (old, next, keep, stop, start, health) = match &operation.intent {
-        Intent::ReplaceRootVolume {
-            new_root, old_root, keep_old_for, stop, start_after, health_check, ..
-        } => {
-            if let Some(image) = new_root.image_id {
-                plan.push(Box::new(CacheImage { pool: new_root.pool.clone(), image }));
-            }
-            plan.push(Box::new(MakeVolume {
-                pool: new_root.pool.clone(),
-                id: new_root.id,
-                image: new_root.image_id,
-                size: new_root.size,
-            }));
-            (*old_root, new_root.id, *keep_old_for, stop, *start_after, *health_check)
-        }
-        Intent::RevertRootVolume { to, from, keep_old_for, stop, start_after } => {
-            (*from, *to, *keep_old_for, stop, *start_after, None)
-        }
-        _ => return plan,
-    };
-    if let Some(policy) = *stop {
-        plan.push(Box::new(StopGuest { cell: cell.clone(), policy, undo_starts: true }));
+    if let Some(image) = new_root.image_id {
+        plan.push(Box::new(CacheImage {
+            pool: new_root.pool.clone(),
+            image,
+        }));
     }
-    let (before, after) = before_and_after(vm, operation, old, next, keep);
-    plan.push(Box::new(SwitchRoot { cell: cell.clone(), before, after }));
-    if start {
-        plan.push(Box::new(StartGuest { cell: cell.clone(), undo_stops: true }));
-    }
-    if let Some(check) = health {
+    plan.push(Box::new(MakeVolume {
+        pool: new_root.pool.clone(),
+        id: new_root.id,
+        image: new_root.image_id,
+        size: new_root.size,
+    }));
+    plan.extend(switch(cell.clone(), (before, after), stop, start_after));
+    if let Some(check) = health_check {
         plan.push(Box::new(CheckHealth { cell, check }));
     }
     plan
 }
 
-/// The record without and with the switch, whichever of them `vm` is: after a
-/// restart it may be either.
-fn before_and_after(
-    vm: &Vm,
-    operation: &Operation,
-    old: VolumeId,
-    next: VolumeId,
-    keep: std::time::Duration,
-) -> (Vm, Vm) {
-    let switched = vm.root().is_some_and(|root| root.id == next);
-    let mut before = vm.clone();
-    let mut after = vm.clone();
-    if switched {
-        before.switch_root(old, operation.create_time);
-        before.generation = vm.generation.saturating_sub(1);
-        if let Intent::ReplaceRootVolume { .. } = &operation.intent {
-            before.volumes.retain(|volume| volume.id != next);
-        }
-    } else {
-        if let Intent::ReplaceRootVolume { new_root, user_tags, system_tags, .. } = &operation.intent {
-            after.volumes.retain(|volume| volume.id != next);
-            after.volumes.insert(0, (**new_root).clone());
-            // Two volumes at index 0 until the switch below.
-            if let Some(volume) = after.volumes.first_mut() {
-                volume.attachment =
-                    crate::model::volume::VolumeAttachment::Kept { until: operation.create_time };
-            }
-            if let Some(tags) = user_tags {
-                after.user_tags.clone_from(tags);
-            }
-            if let Some(tags) = system_tags {
-                after.system_tags.clone_from(tags);
-            }
-        }
-        after.switch_root(next, operation.create_time.plus(keep));
-        after.generation = vm.generation + 1;
+/// The plan of RevertRootVolume, and the end of that of ReplaceRootVolume.
+pub(super) fn switch(
+    cell: Arc<Cell>,
+    (before, after): (&Vm, &Vm),
+    stop: Option<StopPolicy>,
+    start_after: bool,
+) -> Plan {
+    let mut plan = Plan::new();
+    if let Some(policy) = stop {
+        plan.push(Box::new(StopGuest {
+            cell: cell.clone(),
+            policy,
+            undo_starts: true,
+        }));
     }
-    (before, after)
+    plan.push(Box::new(SwitchRoot {
+        cell: cell.clone(),
+        before: before.clone(),
+        after: after.clone(),
+    }));
+    if start_after {
+        plan.push(Box::new(StartGuest {
+            cell,
+            undo_stops: true,
+        }));
+    }
+    plan
 }
 
 /// Switches the domain and the record to another root volume.
@@ -108,14 +89,24 @@ struct SwitchRoot {
 
 impl SwitchRoot {
     async fn switch(&self, run: &Run, to: &Vm) -> Result<(), Fault> {
-        let define = DefineDomain { cell: self.cell.clone(), vm: to.clone() };
+        let define = DefineDomain {
+            cell: self.cell.clone(),
+            vm: to.clone(),
+        };
         if !define.is_done(run).await? {
             define.run(run).await?;
         }
         self.cell.edit(|vm| {
-            *vm = Vm { seen: vm.seen, last_host_id: vm.last_host_id, ..to.clone() };
+            *vm = Vm {
+                seen: vm.seen,
+                last_host_id: vm.last_host_id,
+                ..to.clone()
+            };
         });
-        run.core.ledger.commit(Batch::new().put_vm(&self.cell.vm()?)).await
+        run.core
+            .ledger
+            .commit(Batch::new().put_vm(&self.cell.vm()?))
+            .await
     }
 }
 
@@ -126,8 +117,12 @@ impl Step for SwitchRoot {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let switched = self.cell.vm()?.root().map(|root| root.id) == self.after.root().map(|root| root.id);
-        let define = DefineDomain { cell: self.cell.clone(), vm: self.after.clone() };
+        let switched =
+            self.cell.vm()?.root().map(|root| root.id) == self.after.root().map(|root| root.id);
+        let define = DefineDomain {
+            cell: self.cell.clone(),
+            vm: self.after.clone(),
+        };
         Ok(switched && define.is_done(run).await?)
     }
 
@@ -144,7 +139,10 @@ impl Step for SwitchRoot {
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        let define = DefineDomain { cell: self.cell.clone(), vm: self.before.clone() };
+        let define = DefineDomain {
+            cell: self.cell.clone(),
+            vm: self.before.clone(),
+        };
         let same_record =
             self.cell.vm()?.root().map(|root| root.id) == self.before.root().map(|root| root.id);
         if same_record && define.is_done(run).await? {
@@ -178,10 +176,17 @@ impl Step for CheckHealth {
             let id = self.cell.id;
             let running = domain(run, &self.cell).await?.power.is_active();
             if !running {
-                return Err(Fault::new(Reason::StartFailed, "the guest did not stay running on the new root"));
+                return Err(Fault::new(
+                    Reason::StartFailed,
+                    "the guest did not stay running on the new root",
+                ));
             }
             if self.check.sign == HealthSign::GuestAgent
-                && run.core.hypervisor.call(Lane::Read, move |host| host.agent_connected(id)).await?
+                && run
+                    .core
+                    .hypervisor
+                    .call(Lane::Read, move |host| host.agent_connected(id))
+                    .await?
             {
                 return Ok(());
             }

@@ -20,7 +20,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(super) fn plan(cell: Arc<Cell>, policy: StopPolicy) -> Plan {
-    vec![Box::new(StopGuest { cell, policy, undo_starts: false })]
+    vec![Box::new(StopGuest {
+        cell,
+        policy,
+        undo_starts: false,
+    })]
 }
 
 /// Stops a guest as its policy says, and records how it went.
@@ -56,9 +60,11 @@ impl Step for StopGuest {
                 record(run, PowerMethod::Force, 0, begun.elapsed(), true);
                 Ok(())
             }
-            StopPolicy::Graceful { timeout, resend_interval, on_timeout } => {
-                self.ask(run, timeout, resend_interval, on_timeout).await
-            }
+            StopPolicy::Graceful {
+                timeout,
+                resend_interval,
+                on_timeout,
+            } => self.ask(run, timeout, resend_interval, on_timeout).await,
         }
     }
 
@@ -74,7 +80,10 @@ impl Step for StopGuest {
 impl StopGuest {
     async fn cut_power(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core.hypervisor.call(Lane::PowerOff, move |host| host.destroy(id)).await
+        run.core
+            .hypervisor
+            .call(Lane::PowerOff, move |host| host.destroy(id))
+            .await
     }
 
     async fn ask(
@@ -136,7 +145,8 @@ impl StopGuest {
                         Err(error) => return Err(error),
                     }
                 }
-                host.shutdown(id, ShutdownMethod::Acpi).map(|()| PowerMethod::Acpi)
+                host.shutdown(id, ShutdownMethod::Acpi)
+                    .map(|()| PowerMethod::Acpi)
             })
             .await?;
         match answer {
@@ -174,11 +184,20 @@ impl StopGuest {
 }
 
 fn is_on(view: &View) -> bool {
-    view.away || view.vm.as_ref().is_some_and(|vm| vm.seen.resting.has_power())
+    view.away
+        || view
+            .vm
+            .as_ref()
+            .is_some_and(|vm| vm.seen.resting.has_power())
 }
 
 fn record(run: &Run, method: PowerMethod, signals_sent: u32, waited: Duration, forced: bool) {
     run.operation.change(|operation| {
-        operation.power_outcome = Some(PowerOutcome { method, signals_sent, waited, forced });
+        operation.power_outcome = Some(PowerOutcome {
+            method,
+            signals_sent,
+            waited,
+            forced,
+        });
     });
 }

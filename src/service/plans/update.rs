@@ -18,7 +18,11 @@ pub(super) fn plan(cell: Arc<Cell>, before: &Vm, after: &Vm) -> Plan {
             after: after.clone(),
         })];
     }
-    vec![Box::new(RedefineDomain { cell, before: before.clone(), after: after.clone() })]
+    vec![Box::new(RedefineDomain {
+        cell,
+        before: before.clone(),
+        after: after.clone(),
+    })]
 }
 
 /// Writes what is only described (name, description, record) into the domain,
@@ -42,7 +46,12 @@ impl DescribeDomain {
     }
 
     async fn carries(&self, run: &Run, vm: &Vm) -> Result<bool, Fault> {
-        DefineDomain { cell: self.cell.clone(), vm: vm.clone() }.is_done(run).await
+        DefineDomain {
+            cell: self.cell.clone(),
+            vm: vm.clone(),
+        }
+        .is_done(run)
+        .await
     }
 }
 
@@ -78,7 +87,10 @@ struct RedefineDomain {
 
 impl RedefineDomain {
     fn define(&self, vm: &Vm) -> DefineDomain {
-        DefineDomain { cell: self.cell.clone(), vm: vm.clone() }
+        DefineDomain {
+            cell: self.cell.clone(),
+            vm: vm.clone(),
+        }
     }
 }
 

@@ -1,0 +1,81 @@
+//! All parts of the service, in one place that can be shared.
+
+use super::gate::Gate;
+use super::hypervisor::Hypervisor;
+use super::images::Images;
+use super::ledger::Ledger;
+use super::node::NodeIdentity;
+use super::operations::Operations;
+use super::pools::Pools;
+use super::vms::Vms;
+use crate::config::Config;
+use crate::model::fault::Fault;
+use crate::model::reason::Reason;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Whether the agent takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// It has not yet compared its records with the host.
+    Starting,
+    /// It takes requests.
+    Ready,
+    /// libvirt is away: reads are answered, changes refused.
+    HypervisorAway,
+    /// It is stopping.
+    Stopping,
+}
+
+/// All parts of the service.
+pub struct Core {
+    /// What was configured.
+    pub config: Config,
+    /// The door to calls that block.
+    pub gate: Arc<Gate>,
+    /// The link to libvirt.
+    pub hypervisor: Arc<Hypervisor>,
+    /// The pools.
+    pub pools: Pools,
+    /// The journal.
+    pub ledger: Arc<Ledger>,
+    /// Operations.
+    pub operations: Operations,
+    /// VMs.
+    pub vms: Vms,
+    /// Images.
+    pub images: Images,
+    /// This host.
+    pub node: NodeIdentity,
+    /// Cancelled when the agent stops: plans halt between steps.
+    pub stopping: CancellationToken,
+    /// The tasks that must have ended before the agent does.
+    pub tasks: TaskTracker,
+    /// Whether requests are taken.
+    pub ready: watch::Sender<Readiness>,
+}
+
+impl Core {
+    /// Whether requests are taken, now and later.
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.ready.subscribe()
+    }
+
+    /// Refuses what would change something while the agent starts or stops.
+    ///
+    /// # Errors
+    /// `STARTING`, `STOPPING`.
+    pub fn check_takes_requests(&self) -> Result<(), Fault> {
+        match *self.ready.borrow() {
+            // With libvirt away, each VM refuses for itself.
+            Readiness::Ready | Readiness::HypervisorAway => Ok(()),
+            Readiness::Starting => Err(Fault::new(
+                Reason::Starting,
+                "the agent has not finished its first look at the host",
+            )),
+            Readiness::Stopping => Err(Fault::new(Reason::Stopping, "the agent is stopping")),
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The host itself: what it is, what it has promised, how it fares.
+
+use super::core::Core;
+use super::volumes::{PoolView, pools};
+use crate::model::bytes::Bytes;
+use crate::model::hardware::Hardware;
+use crate::model::nic::Attachment;
+use crate::model::time::Timestamp;
+use crate::service::operations::now;
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use uuid::Uuid;
+
+/// What does not change while the agent runs.
+pub struct NodeIdentity {
+    id: Uuid,
+    kvm: bool,
+    kernel: String,
+    started: Timestamp,
+    foreign: AtomicU32,
+    /// When each condition last changed.
+    conditions: Mutex<BTreeMap<String, (bool, Timestamp)>>,
+}
+
+impl NodeIdentity {
+    /// Reads what the kernel tells of the host.
+    pub fn read(id: Uuid) -> Self {
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self {
+            id,
+            kvm: kvm_works(),
+            kernel: kernel.trim().to_owned(),
+            started: now(),
+            foreign: AtomicU32::new(0),
+            conditions: Mutex::default(),
+        }
+    }
+
+    /// The host's stable id.
+    pub const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Whether guests can really run with KVM.
+    pub const fn kvm_works(&self) -> bool {
+        self.kvm
+    }
+
+    /// Notes how many domains on the host are not kvmlet's.
+    pub fn set_foreign(&self, count: u32) {
+        self.foreign.store(count, Ordering::Relaxed);
+    }
+
+    fn since(&self, kind: &str, status: bool) -> Timestamp {
+        let mut conditions = self
+            .conditions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let entry = conditions
+            .entry(kind.to_owned())
+            .or_insert_with(|| (status, now()));
+        if entry.0 != status {
+            *entry = (status, now());
+        }
+        entry.1
+    }
+}
+
+/// KVM's device opens, and the processor says that it can: some nested hosts
+/// have a device whose guests hang at their first unusual instruction.
+fn kvm_works() -> bool {
+    if OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_err()
+    {
+        return false;
+    }
+    // Other architectures have no such flags.
+    if !cfg!(target_arch = "x86_64") {
+        return true;
+    }
+    fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
+        text.lines()
+            .filter(|line| line.starts_with("flags"))
+            .any(|line| {
+                line.split_whitespace()
+                    .any(|flag| matches!(flag, "vmx" | "svm"))
+            })
+    })
+}
+
+/// The host as readers see it.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// Its stable id.
+    pub id: Uuid,
+    /// Its name.
+    pub hostname: String,
+    /// Configured labels.
+    pub labels: BTreeMap<String, String>,
+    /// Version of kvmlet.
+    pub kvmlet_version: String,
+    /// Version of libvirt; empty while it is away.
+    pub libvirt_version: String,
+    /// Version of the hypervisor; empty while libvirt is away.
+    pub hypervisor_version: String,
+    /// Version of the kernel.
+    pub kernel_version: String,
+    /// Where libvirt is.
+    pub hypervisor_uri: String,
+    /// What `auto` means here.
+    pub accelerator: String,
+    /// Architecture of guests.
+    pub architecture: String,
+    /// Processor threads.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: Bytes,
+    /// vCPUs of the VMs that have power or are about to.
+    pub promised_vcpus: u32,
+    /// Memory of the same VMs.
+    pub promised_memory: Bytes,
+    /// The pools.
+    pub pools: Vec<PoolView>,
+    /// How many VMs are in each resting state.
+    pub vm_counts: BTreeMap<String, u32>,
+    /// What is well and what is not.
+    pub conditions: Vec<ConditionView>,
+    /// When the agent started.
+    pub start_time: Timestamp,
+    /// Calls made on libvirt since then.
+    pub libvirt_calls: u64,
+    /// Domains that are not kvmlet's.
+    pub foreign_domains: u32,
+    /// Configured hardware profiles.
+    pub hardware_profiles: Vec<(String, Hardware)>,
+    /// Configured networks.
+    pub networks: Vec<(String, Attachment)>,
+}
+
+/// One aspect of the host's health.
+#[derive(Debug, Clone)]
+pub struct ConditionView {
+    /// Which.
+    pub kind: String,
+    /// Whether it holds.
+    pub status: bool,
+    /// One word why.
+    pub reason: String,
+    /// In words.
+    pub message: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Describes the host, from memory.
+pub fn describe(core: &Core) -> NodeView {
+    let facts = core.hypervisor.facts().ok();
+    let node = &core.node;
+    let mut promised_vcpus = 0u32;
+    let mut promised_memory = Bytes::ZERO;
+    let mut vm_counts = BTreeMap::new();
+    for view in core.vms.list() {
+        let (Some(vm), Some((resting, _))) = (&view.vm, view.resting()) else {
+            continue;
+        };
+        *vm_counts.entry(resting.as_str().to_owned()).or_insert(0) += 1;
+        if view.claims_host() {
+            promised_vcpus = promised_vcpus.saturating_add(vm.hardware.vcpus);
+            promised_memory = promised_memory.saturating_add(vm.hardware.memory);
+        }
+    }
+    let accelerator = if core.hypervisor.is_simulated() {
+        "test"
+    } else if node.kvm {
+        "kvm"
+    } else {
+        "tcg"
+    };
+    let pools = pools(core);
+    NodeView {
+        id: node.id,
+        hostname: facts
+            .as_ref()
+            .map_or_else(String::new, |facts| facts.hostname.clone()),
+        labels: core.config.node.labels.clone(),
+        kvmlet_version: env!("CARGO_PKG_VERSION").to_owned(),
+        libvirt_version: facts
+            .as_ref()
+            .map_or_else(String::new, |facts| facts.libvirt_version.to_string()),
+        hypervisor_version: facts
+            .as_ref()
+            .map_or_else(String::new, |facts| facts.hypervisor_version.to_string()),
+        kernel_version: node.kernel.clone(),
+        hypervisor_uri: core.hypervisor.uri().as_str().to_owned(),
+        accelerator: accelerator.to_owned(),
+        architecture: facts
+            .as_ref()
+            .map_or_else(String::new, |facts| facts.arch.clone()),
+        cpus: facts.as_ref().map_or(0, |facts| facts.cpus),
+        memory: facts.as_ref().map_or(Bytes::ZERO, |facts| facts.memory),
+        promised_vcpus,
+        promised_memory,
+        conditions: conditions(core, &pools),
+        pools,
+        vm_counts,
+        start_time: node.started,
+        libvirt_calls: core.hypervisor.calls(),
+        foreign_domains: node.foreign.load(Ordering::Relaxed),
+        hardware_profiles: core
+            .config
+            .hardware_profiles
+            .iter()
+            .map(|profile| (profile.id.clone(), profile.hardware.clone()))
+            .collect(),
+        networks: core
+            .config
+            .networks
+            .iter()
+            .map(|network| (network.id.clone(), network.attachment.clone()))
+            .collect(),
+    }
+}
+
+/// A sentence for people who look at the service's status.
+pub fn status_line(core: &Core) -> String {
+    let views = core.vms.list();
+    let running = views
+        .iter()
+        .filter(|view| {
+            view.vm
+                .as_ref()
+                .is_some_and(|vm| vm.seen.resting.has_power())
+        })
+        .count();
+    let at_work = core.operations.live_count();
+    let libvirt = if core.hypervisor.is_up() {
+        ""
+    } else {
+        ", libvirt is away"
+    };
+    format!(
+        "{} VMs, {running} with power, {at_work} operations at work{libvirt}",
+        views.len()
+    )
+}
+
+fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
+    let condition = |kind: String, status: bool, reason: &str, message: String| ConditionView {
+        since: core.node.since(&kind, status),
+        kind,
+        status,
+        reason: reason.to_owned(),
+        message,
+    };
+    let up = core.hypervisor.is_up();
+    let trouble = core.ledger.trouble();
+    let mut conditions = vec![
+        condition(
+            "LibvirtReady".to_owned(),
+            up,
+            if up { "Connected" } else { "Away" },
+            if up {
+                String::new()
+            } else {
+                "libvirt can't be reached".to_owned()
+            },
+        ),
+        condition(
+            "JournalWritable".to_owned(),
+            trouble.is_none(),
+            if trouble.is_none() {
+                "Written"
+            } else {
+                "WriteFailed"
+            },
+            trouble.map_or(String::new(), |fault| fault.message),
+        ),
+    ];
+    for pool in pools {
+        conditions.push(condition(
+            format!("PoolReady/{}", pool.name),
+            pool.ready,
+            if pool.ready { "Measured" } else { "NotUsable" },
+            pool.reason.clone(),
+        ));
+    }
+    conditions
+}

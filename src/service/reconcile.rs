@@ -1,0 +1,244 @@
+//! Comparing the records with the host: at the start, and whenever libvirt comes
+//! back.
+//!
+//! Each object is one of four: known and present; lost (recorded, and its domain
+//! is gone); an orphan (ours by its metadata, but not recorded: told, never
+//! touched); foreign (never touched at all).
+
+use super::cell::View;
+use super::core::{Core, Readiness};
+use super::domains::observed;
+use super::fault::chain;
+use super::gate::Lane;
+use super::hypervisor::Observer;
+use super::images;
+use super::operations::now;
+use super::vms::adopt;
+use crate::journal::{Batch, Loaded};
+use crate::libvirt::{DomainEvent, DomainState};
+use crate::model::fault::Fault;
+use crate::model::ids::{ImageId, VmId};
+use crate::model::image::{Image, ImageState};
+use crate::model::operation::Operation;
+use async_trait::async_trait;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+/// What the journal held, until the first look at the host is done.
+pub struct Reconciler {
+    core: Arc<Core>,
+    loaded: Mutex<Option<Unfinished>>,
+}
+
+struct Unfinished {
+    vms: Vec<crate::model::vm::Vm>,
+    operations: Vec<Operation>,
+}
+
+impl Reconciler {
+    /// Will compare what the journal held with the host.
+    pub fn new(core: Arc<Core>, loaded: Loaded) -> Self {
+        let unfinished = Unfinished {
+            vms: loaded.vms,
+            operations: loaded.live_operations,
+        };
+        Self {
+            core,
+            loaded: Mutex::new(Some(unfinished)),
+        }
+    }
+
+    /// Takes in all recorded VMs, so that they can be read; what is unfinished
+    /// of them goes on by itself once libvirt is there.
+    pub fn adopt_recorded(&self) {
+        let Some(loaded) = self
+            .loaded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        else {
+            return;
+        };
+        let core = &self.core;
+        let mut unfinished: HashMap<VmId, Operation> = HashMap::new();
+        let mut of_images = Vec::new();
+        for operation in loaded.operations {
+            match (operation.vm_id, operation.image_id) {
+                // A forced stop that had overtaken a graceful one is the newer.
+                (Some(vm), _) => {
+                    if let Some(older) = unfinished.insert(vm, operation) {
+                        tracing::warn!(operation = %older.id, "an overtaken operation is dropped");
+                        self.drop_overtaken(older);
+                    }
+                }
+                (None, Some(image)) => of_images.push((image, operation)),
+                (None, None) => {
+                    tracing::error!(operation = %operation.id, "an operation is about nothing");
+                }
+            }
+        }
+        for vm in loaded.vms {
+            let id = vm.id;
+            let live = unfinished
+                .remove(&id)
+                .map(|operation| core.operations.open(operation));
+            let current = live
+                .as_ref()
+                .map(|live| (live.id(), live.get().intent.kind()));
+            adopt(
+                core,
+                View {
+                    vm: Some(vm),
+                    current,
+                    vnc: None,
+                    away: true,
+                },
+                id,
+                live,
+            );
+        }
+        for (image, operation) in of_images {
+            let live = core.operations.open(operation);
+            images::begin(core, image, live);
+        }
+    }
+
+    /// Ends what a forced stop had overtaken when the agent ended.
+    fn drop_overtaken(&self, older: Operation) {
+        use crate::model::operation::OperationState;
+        use crate::model::reason::Reason;
+        let core = self.core.clone();
+        tokio::spawn(async move {
+            let live = core.operations.open(older);
+            let mut ended = Operation::clone(&live.get());
+            ended.state = OperationState::Cancelled;
+            ended.end_time = Some(now());
+            ended.error = Some(Fault::new(
+                Reason::Overtaken,
+                "a forced stop took the place of this one",
+            ));
+            core.operations.end(&live, ended, Batch::new, || ()).await;
+        });
+    }
+
+    async fn compare(&self) -> Result<(), Fault> {
+        let core = &self.core;
+        let domains = core.hypervisor.call(Lane::Read, |host| host.list()).await?;
+        let domains: HashMap<VmId, DomainState> = domains
+            .into_iter()
+            .map(|domain| (domain.id, domain))
+            .collect();
+        let mut batch = Batch::new();
+        let mut known = 0usize;
+        for cell in core.vms.cells() {
+            let domain = domains.get(&cell.id);
+            known += usize::from(domain.is_some());
+            if cell.observe(observed(domain), now())
+                && let Ok(vm) = cell.vm()
+            {
+                let state = vm.seen.resting.as_str();
+                tracing::info!(vm = %vm.id, state, reason = ?vm.seen.reason, "state changed while away");
+                batch = batch.put_vm(&vm);
+            }
+            // The display's port is read by the worker.
+            cell.touch();
+        }
+        if !batch.is_empty() {
+            core.ledger.commit(batch).await?;
+        }
+        let mut foreign = 0u32;
+        for (id, domain) in &domains {
+            if core.vms.cell(*id).is_some() {
+                continue;
+            }
+            if domain.metadata.is_some() {
+                tracing::warn!(domain = domain.name, id = %id, "a domain of kvmlet's is in no record");
+            } else {
+                foreign += 1;
+            }
+        }
+        core.node.set_foreign(foreign);
+        tracing::info!(known, foreign, "every VM was read");
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Observer for Reconciler {
+    async fn connected(&self) -> Result<(), Fault> {
+        self.compare().await?;
+        let ready = &self.core.ready;
+        ready.send_if_modified(|ready| {
+            let takes = *ready != Readiness::Stopping && *ready != Readiness::Ready;
+            if takes {
+                *ready = Readiness::Ready;
+            }
+            takes
+        });
+        Ok(())
+    }
+
+    fn away(&self) {
+        self.core.ready.send_if_modified(|ready| {
+            let falls = *ready == Readiness::Ready;
+            if falls {
+                *ready = Readiness::HypervisorAway;
+            }
+            falls
+        });
+        for cell in self.core.vms.cells() {
+            cell.change(|view| view.away = true);
+        }
+    }
+
+    fn event(&self, event: DomainEvent) {
+        if let Some(cell) = self.core.vms.cell(event.id) {
+            tracing::debug!(vm = %event.id, what = ?event.what, "libvirt event");
+            cell.touch();
+        }
+    }
+
+    fn events_lost(&self) {
+        for cell in self.core.vms.cells() {
+            cell.touch();
+        }
+    }
+}
+
+/// Looks whether the files of the recorded images are there, and records those
+/// that are gone or back.
+pub async fn compare_images(core: &Arc<Core>) {
+    for image in core.images.list() {
+        let (id, pool) = (image.id, image.pool.clone());
+        let state = match image.state {
+            ImageState::Ready | ImageState::Lost => {
+                match core.pools.call(&pool, move |pool, _| pool.image(id)).await {
+                    Ok(Some(_)) => ImageState::Ready,
+                    Ok(None) => ImageState::Lost,
+                    // Not known: left as it is.
+                    Err(_) => continue,
+                }
+            }
+            ImageState::Importing | ImageState::Deleting => continue,
+        };
+        if state != image.state {
+            tracing::warn!(image = %id, ?state, "an image's file is not as recorded");
+            let changed = Image { state, ..image };
+            core.images.set(&changed);
+            if let Err(fault) = core.ledger.commit(Batch::new().put_image(&changed)).await {
+                tracing::warn!(error = chain(&fault), "what was seen is not recorded");
+            }
+        }
+    }
+}
+
+/// The imports that are unfinished: their downloads are resumed, not swept.
+pub fn unfinished_imports(loaded: &Loaded) -> Vec<ImageId> {
+    loaded
+        .live_operations
+        .iter()
+        .filter_map(|operation| operation.image_id)
+        .collect()
+}
