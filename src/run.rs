@@ -1,10 +1,267 @@
-//! PLACEHOLDER, to be replaced: runs the daemon.
+//! The composition root: the only file that names every part.
+//!
+//! Reads as a list: configuration, log, journal, parts, first look at the host,
+//! doors open, wait, doors shut. Nothing is bound before the configuration has
+//! been checked; nothing of a guest is touched on the way out.
+
+mod listen;
 
 use crate::cli::ServeArgs;
+use crate::config::Config;
+use crate::grpc;
+use crate::journal::{Journal, JournalError};
+use crate::libvirt::HypervisorUri;
+use crate::service::core::Readiness;
+use crate::service::gate::Gate;
+use crate::service::hypervisor::Hypervisor;
+use crate::service::images::Images;
+use crate::service::ledger::Ledger;
+use crate::service::node::{NodeIdentity, status_line};
+use crate::service::operations::Operations;
+use crate::service::pools::Pools;
+use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports};
+use crate::service::vms::Vms;
+use crate::service::{Core, fault::chain, sweeper};
+use crate::{shutdown, systemd, telemetry};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-/// Says that the daemon isn't part of this build and fails.
-pub fn serve(_args: ServeArgs) -> ExitCode {
-    eprintln!("kvmlet serve: the daemon is not part of this build");
-    ExitCode::from(70)
+/// `EX_CONFIG` of sysexits: the unit does not start it again.
+const BAD_CONFIGURATION: u8 = 78;
+/// How long systemd is asked to wait, each time, for the first look at the host.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the status line is written anew.
+const STATUS: Duration = Duration::from_secs(10);
+
+/// Why the daemon does not run, with the exit code that says so.
+struct Refusal {
+    code: u8,
+    words: String,
+}
+
+fn refusal(code: u8, words: impl Into<String>) -> Refusal {
+    Refusal {
+        code,
+        words: words.into(),
+    }
+}
+
+/// Runs the daemon until it is told to stop.
+pub fn serve(args: ServeArgs) -> ExitCode {
+    match prepare(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            eprintln!("kvmlet serve: {}", refusal.words);
+            ExitCode::from(refusal.code)
+        }
+    }
+}
+
+fn prepare(args: ServeArgs) -> Result<(), Refusal> {
+    let (config, _scratch) = configuration(args)?;
+    telemetry::start(&config.log).map_err(|error| refusal(1, chain(&error)))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("kvmlet")
+        .build()
+        .map_err(|error| refusal(1, chain(&error)))?;
+    let outcome = runtime.block_on(run(config));
+    // A call that hangs in libvirt or a file system must not hold up the end:
+    // the journal says already where it was.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+/// The configuration, and the folder of a simulated host, which goes with it.
+fn configuration(args: ServeArgs) -> Result<(Config, Option<tempfile::TempDir>), Refusal> {
+    if let Some(path) = args.config {
+        let config = Config::load(&path).map_err(|faults| {
+            refusal(BAD_CONFIGURATION, format!("{}:\n{faults}", path.display()))
+        })?;
+        return Ok((config, None));
+    }
+    let scratch = tempfile::Builder::new()
+        .prefix("kvmlet-simulated-")
+        .tempdir()
+        .map_err(|error| refusal(1, chain(&error)))?;
+    let config = Config::simulated(scratch.path());
+    for folder in &config.images.allowed_dirs {
+        std::fs::create_dir_all(folder).map_err(|error| refusal(1, chain(&error)))?;
+    }
+    println!("A simulated host: no guest runs, and nothing outlives this process.");
+    println!("In another terminal:");
+    println!(
+        "  export KVMLET_SERVER=unix://{}",
+        config.api.socket.display()
+    );
+    println!("  kvmlet node");
+    println!(
+        "Images are imported from {}",
+        scratch.path().join("import").display()
+    );
+    Ok((config, Some(scratch)))
+}
+
+async fn run(config: Config) -> Result<(), Refusal> {
+    let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
+    let doors = listen::open(&config.api)
+        .await
+        .map_err(|error| refusal(1, error))?;
+    let (core, reconciler) = compose(config).await?;
+    reconciler.adopt_recorded();
+
+    let closing = CancellationToken::new();
+    let server = tokio::spawn(grpc::server::serve(
+        core.clone(),
+        doors.listeners,
+        closing.clone(),
+    ));
+    let link = core
+        .hypervisor
+        .clone()
+        .run(reconciler, core.stopping.clone());
+    core.tasks.spawn(link);
+    compare_images(&core).await;
+    core.tasks.spawn(sweeper::run(core.clone()));
+
+    tell_systemd_when_ready(&core, &signals).await;
+    let watchdog = tokio::spawn(watch_over(core.clone()));
+    signals.cancelled().await;
+
+    watchdog.abort();
+    stop(&core, &closing, server).await;
+    Ok(())
+}
+
+async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal> {
+    let uri: HypervisorUri = config.hypervisor.uri.parse().map_err(|error| {
+        refusal(
+            BAD_CONFIGURATION,
+            format!("hypervisor.uri: {}", chain(&error)),
+        )
+    })?;
+    let node = config.node.resolve_id().map_err(|error| {
+        refusal(
+            1,
+            format!("node.id is not set, and /etc/machine-id gives none: {error}"),
+        )
+    })?;
+    let (journal, loaded) = Journal::open(&config.journal.path).map_err(|error| {
+        let code = match error {
+            JournalError::Newer { .. } | JournalError::Foreign(_) => BAD_CONFIGURATION,
+            _ => 1,
+        };
+        refusal(code, chain(&error))
+    })?;
+    listen::make_folder(&config.vms.console_dir).map_err(|error| refusal(1, error))?;
+    let gate = Arc::new(Gate::default());
+    let ledger = Arc::new(Ledger::new(Arc::new(journal), gate.clone()));
+    let stopping = CancellationToken::new();
+    let core = Arc::new(Core {
+        hypervisor: Arc::new(Hypervisor::new(
+            uri,
+            config.hypervisor.connections,
+            config.hypervisor.call_timeout,
+            gate.clone(),
+        )),
+        pools: Pools::new(&config, gate.clone()),
+        operations: Operations::new(ledger.clone(), stopping.clone()),
+        vms: Vms::new(config.operations.queue),
+        images: Images::new(loaded.images.clone(), &config.images)
+            .map_err(|fault| refusal(BAD_CONFIGURATION, fault.message))?,
+        node: NodeIdentity::read(node),
+        tasks: TaskTracker::new(),
+        ready: watch::Sender::new(Readiness::Starting),
+        config,
+        gate,
+        ledger,
+        stopping,
+    });
+    core.pools.prepare().await;
+    core.pools
+        .sweep_temporary(unfinished_imports(&loaded))
+        .await;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %node,
+        epoch = %loaded.epoch,
+        vms = loaded.vms.len(),
+        unfinished = loaded.live_operations.len(),
+        "kvmlet starts"
+    );
+    let reconciler = Arc::new(Reconciler::new(core.clone(), loaded));
+    Ok((core, reconciler))
+}
+
+/// Says that the service is up once the host was compared with the records.
+async fn tell_systemd_when_ready(core: &Arc<Core>, signals: &CancellationToken) {
+    let mut readiness = core.readiness();
+    loop {
+        let ready = readiness.wait_for(|ready| *ready == Readiness::Ready);
+        tokio::select! {
+            _ = ready => break,
+            () = signals.cancelled() => return,
+            () = tokio::time::sleep(PATIENCE / 2) => {
+                // libvirt may be away for long; that is no reason to be killed.
+                systemd::extend_timeout(PATIENCE);
+                systemd::status("waiting for libvirt");
+            }
+        }
+    }
+    tracing::info!("ready");
+    systemd::ready(&status_line(core));
+}
+
+/// Keeps systemd told that the agent lives: its runtime turns and its journal
+/// can be written. libvirt is not asked: its absence must not restart the agent.
+async fn watch_over(core: Arc<Core>) {
+    let status = async {
+        loop {
+            tokio::time::sleep(STATUS).await;
+            systemd::status(&status_line(&core));
+        }
+    };
+    match systemd::watchdog_timeout() {
+        None => status.await,
+        Some(timeout) => {
+            let alive = || {
+                let core = core.clone();
+                async move { core.ledger.is_alive().await }
+            };
+            tokio::select! {
+                () = systemd::feed_watchdog(timeout, alive) => {}
+                () = status => {}
+            }
+        }
+    }
+}
+
+/// Not ready, no new calls, plans halt between steps, the rest ends; past the
+/// deadline it ends anyway.
+async fn stop(
+    core: &Arc<Core>,
+    closing: &CancellationToken,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+) {
+    tracing::info!("stopping; guests go on");
+    systemd::stopping("stopping; guests go on");
+    core.ready.send_replace(Readiness::Stopping);
+    core.stopping.cancel();
+    core.operations.halt();
+    closing.cancel();
+    core.tasks.close();
+    let ended = async {
+        core.tasks.wait().await;
+        drop(server.await);
+    };
+    match tokio::time::timeout(core.config.shutdown.grace, ended).await {
+        Ok(()) => tracing::info!("stopped"),
+        Err(_) => {
+            tracing::warn!("stopped at the deadline; what was at work goes on at the next start")
+        }
+    }
 }

@@ -60,6 +60,19 @@ impl Ledger {
         }
     }
 
+    /// Whether the journal still answers: a read that comes back. One that fails
+    /// because the disk is full is alive; a restart would not help.
+    pub async fn is_alive(&self) -> bool {
+        let journal = self.journal.clone();
+        let nobody = OperationId(uuid::Uuid::nil());
+        self.gate
+            .run(Lane::Journal, READ_DEADLINE, move || {
+                journal.operation(nobody).is_ok()
+            })
+            .await
+            .is_ok()
+    }
+
     /// Why the last write failed, if it did.
     pub fn trouble(&self) -> Option<Fault> {
         self.trouble.borrow().clone()

@@ -138,6 +138,7 @@ struct Live {
 pub struct Operations {
     ledger: Arc<Ledger>,
     live: Mutex<Live>,
+    stopping: CancellationToken,
 }
 
 /// What a request id comes to.
@@ -169,10 +170,11 @@ impl Drop for ClaimGuard<'_> {
 
 impl Operations {
     /// No operations at work yet.
-    pub fn new(ledger: Arc<Ledger>) -> Self {
+    pub fn new(ledger: Arc<Ledger>, stopping: CancellationToken) -> Self {
         Self {
             ledger,
             live: Mutex::default(),
+            stopping,
         }
     }
 
@@ -316,7 +318,8 @@ impl Operations {
             .ok_or_else(|| not_found(id))
     }
 
-    /// Waits until an operation has ended, or `timeout` from now.
+    /// Waits until an operation has ended, or `timeout` from now, or until the
+    /// agent stops.
     ///
     /// # Errors
     /// `OPERATION_NOT_FOUND`, `JOURNAL_UNAVAILABLE`.
@@ -325,8 +328,12 @@ impl Operations {
             return self.get(id).await;
         };
         let mut state = live.state.subscribe();
-        // Past the timeout it is returned as it is.
-        drop(tokio::time::timeout(timeout, state.wait_for(|operation| operation.ended())).await);
+        // Past the timeout, or when the agent stops, it is returned as it is.
+        tokio::select! {
+            _ = state.wait_for(|operation| operation.ended()) => {}
+            () = tokio::time::sleep(timeout) => {}
+            () = self.stopping.cancelled() => {}
+        }
         Ok(live.get())
     }
 

@@ -5,6 +5,7 @@ use super::gate::{Gate, Lane};
 use crate::config::{Config, PoolSettings};
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
+use crate::model::ids::ImageId;
 use crate::model::reason::Reason;
 use crate::model::volume::PoolKind;
 use crate::storage::{Pool, PoolUsage, Qcow2Pool, StorageError, Task};
@@ -137,6 +138,26 @@ impl Pools {
     /// logged, and tried again by [`Pools::measure`].
     pub async fn prepare(&self) {
         self.look(true).await;
+    }
+
+    /// Removes what a former process left half made in the pools, but for the
+    /// downloads of the imports in `keep`. To be called before anything is made.
+    pub async fn sweep_temporary(&self, keep: Vec<ImageId>) {
+        for entry in &self.entries {
+            let keep = keep.clone();
+            let swept = self
+                .call(entry.pool.name(), move |pool, _| {
+                    pool.sweep_temporary(&keep)
+                })
+                .await;
+            for name in swept.unwrap_or_default() {
+                tracing::info!(
+                    pool = entry.pool.name(),
+                    name,
+                    "something half made was removed"
+                );
+            }
+        }
     }
 
     /// Measures every pool; prepares those that were in trouble.
