@@ -170,6 +170,19 @@ impl Host {
         })
     }
 
+    /// Makes one call on a domain that this call of ours has just listed.
+    pub(super) fn on_listed<T>(
+        &self,
+        operation: &'static str,
+        domain: &Domain,
+        body: impl FnOnce(&Domain) -> Result<T, VirtError>,
+    ) -> Result<T, LibvirtError> {
+        let connection = domain
+            .connect()
+            .map_err(|e| LibvirtError::from_virt(operation, &e))?;
+        self.run(operation, &connection, |_| body(domain))
+    }
+
     fn on_worker<T>(
         &self,
         operation: &'static str,

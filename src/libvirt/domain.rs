@@ -10,7 +10,7 @@ use crate::model::time::Timestamp;
 use std::collections::HashSet;
 use virt::domain::Domain;
 use virt::enumutil::Enum;
-use virt::error::ErrorNumber;
+use virt::error::{Error as VirtError, ErrorNumber};
 use virt_sys as sys;
 
 /// What libvirt knows about one domain.
@@ -67,26 +67,22 @@ impl Host {
         };
         let saved = ids(sys::VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)?;
         let transient = ids(sys::VIR_CONNECT_LIST_DOMAINS_TRANSIENT)?;
-        let domains = self.call(WHAT, |c| {
-            let domains = c.list_all_domains(0)?;
-            domains
-                .iter()
-                .map(|d| Ok((VmId(d.uuid()?), d.name()?)))
-                .collect::<Result<Vec<_>, _>>()
-        })?;
+        let domains = self.call(WHAT, |c| c.list_all_domains(0))?;
         let mut states = Vec::with_capacity(domains.len());
-        for (id, name) in domains {
-            let state = self.power(id).and_then(|power| {
+        for domain in &domains {
+            // Asked on what was listed: a lookup each would double the time.
+            let state = || {
+                let id = self.on_listed(WHAT, domain, |d| d.uuid().map(VmId))?;
                 Ok(DomainState {
                     id,
-                    name,
-                    power,
-                    metadata: self.metadata(id)?,
+                    name: self.on_listed(WHAT, domain, Domain::name)?,
+                    power: self.on_listed(WHAT, domain, power::read)?,
+                    metadata: readable(self.on_listed(WHAT, domain, raw_metadata)?),
                     managed_save: saved.contains(&id),
                     persistent: !transient.contains(&id),
                 })
-            });
-            states.extend(present(state)?);
+            };
+            states.extend(present(state())?);
         }
         Ok(states)
     }
@@ -119,19 +115,8 @@ impl Host {
     }
 
     fn metadata(&self, id: VmId) -> Result<Option<Metadata>, LibvirtError> {
-        let element = self.on_domain("read domain's metadata", id, |domain| {
-            match domain.metadata(
-                constant(sys::VIR_DOMAIN_METADATA_ELEMENT),
-                Some(xml::METADATA_NAMESPACE),
-                sys::VIR_DOMAIN_AFFECT_CURRENT,
-            ) {
-                Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomainMetadata) => {
-                    Ok(None)
-                }
-                answer => answer.map(Some),
-            }
-        })?;
-        Ok(element.and_then(|element| read::metadata(&element).ok()))
+        self.on_domain("read domain's metadata", id, raw_metadata)
+            .map(readable)
     }
 
     /// Reads the disks of a domain's definition, which the next start uses.
@@ -406,6 +391,22 @@ impl Host {
         let live = self.on_domain(WHAT, id, |d| d.xml_desc(0))?;
         read::agent_connected(&live).map_err(|e| unreadable(WHAT, e))
     }
+}
+
+/// Our element in a domain's metadata as it is; `None` when there is none.
+fn raw_metadata(domain: &Domain) -> Result<Option<String>, VirtError> {
+    match domain.metadata(
+        constant(sys::VIR_DOMAIN_METADATA_ELEMENT),
+        Some(xml::METADATA_NAMESPACE),
+        sys::VIR_DOMAIN_AFFECT_CURRENT,
+    ) {
+        Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomainMetadata) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
+fn readable(element: Option<String>) -> Option<Metadata> {
+    element.and_then(|element| read::metadata(&element).ok())
 }
 
 fn unreadable(operation: &'static str, error: read::Unreadable) -> LibvirtError {
