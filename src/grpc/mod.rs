@@ -1,1 +1,24 @@
-//! The gRPC edge.
+//! The gRPC edge: lets callers in, checks the form of what they ask, and answers
+//! in the words of the contract.
+//!
+//! Invariant: a handler is convert, one call, convert; every answer that is no
+//! success has one of the documented reasons ([`status`] is the only place that
+//! builds one). Deliberately not here: what a request comes to (that is
+//! [`crate::service`]), and any knowledge of libvirt, pools or the journal.
+
+mod call;
+mod caller;
+mod console;
+mod convert;
+mod edge;
+mod health;
+mod image;
+mod node;
+mod operation;
+mod refusals;
+mod server;
+mod status;
+mod vm;
+mod volume;
+
+pub use server::{Listeners, serve};

@@ -231,6 +231,10 @@ pub struct VmChanges {
     pub annotations: Option<BTreeMap<String, String>>,
     /// A new package.
     pub package: Option<String>,
+    /// A new platform.
+    pub platform: Option<String>,
+    /// A new operating system inside.
+    pub os: Option<String>,
     /// New user tags, all of them.
     pub user_tags: Option<Vec<String>>,
     /// A new hardware profile.

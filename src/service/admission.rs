@@ -161,6 +161,8 @@ pub fn update(core: &Core, vm: &Vm, changes: &VmChanges) -> Result<Vm, Fault> {
     set(&mut after.name, &changes.name);
     set(&mut after.description, &changes.description);
     set(&mut after.package, &changes.package);
+    set(&mut after.platform, &changes.platform);
+    set(&mut after.os, &changes.os);
     if let Some(labels) = &changes.labels {
         after.labels.clone_from(labels);
     }

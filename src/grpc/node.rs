@@ -1,0 +1,59 @@
+//! `NodeService`.
+
+use super::call::Call;
+use super::convert::node;
+use super::edge::Edge;
+use crate::model::fault::Fault;
+use crate::model::reason::Reason;
+use crate::proto::v1 as wire;
+use crate::proto::v1::node_service_server::NodeService;
+use crate::service::node::describe;
+use tonic::{Request, Response, Status};
+
+/// Answers for the host itself.
+pub(super) struct NodeCalls(pub(super) Edge);
+
+fn not_yet<T>(rpc: &str) -> Result<T, Fault> {
+    Err(Fault::new(
+        Reason::NotYet,
+        format!("this version of kvmlet does not have {rpc}"),
+    ))
+}
+
+#[tonic::async_trait]
+impl NodeService for NodeCalls {
+    async fn get_node(
+        &self,
+        request: Request<wire::GetNodeRequest>,
+    ) -> Result<Response<wire::Node>, Status> {
+        let (call, wire::GetNodeRequest {}) = Call::open("GetNode", request);
+        call.read(async { Ok(node::shown(describe(&self.0.core))) })
+            .await
+    }
+
+    type WatchEventsStream = tokio_stream::Empty<Result<wire::WatchEventsResponse, Status>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<wire::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let (call, _) = Call::open("WatchEvents", request);
+        call.read(async { not_yet("WatchEvents") }).await
+    }
+
+    async fn list_orphans(
+        &self,
+        request: Request<wire::ListOrphansRequest>,
+    ) -> Result<Response<wire::ListOrphansResponse>, Status> {
+        let (call, _) = Call::open("ListOrphans", request);
+        call.read(async { not_yet("ListOrphans") }).await
+    }
+
+    async fn delete_orphan(
+        &self,
+        request: Request<wire::DeleteOrphanRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let (call, _) = Call::open("DeleteOrphan", request);
+        call.read(async { not_yet("DeleteOrphan") }).await
+    }
+}
