@@ -23,6 +23,7 @@ use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports};
 use crate::service::vms::Vms;
 use crate::service::{Core, fault::chain, sweeper};
 use crate::{shutdown, systemd, telemetry};
+use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,9 @@ const BAD_CONFIGURATION: u8 = 78;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the status line is written anew.
 const STATUS: Duration = Duration::from_secs(10);
+
+/// How serving ended.
+type Served = Result<(), Box<dyn Error + Send + Sync>>;
 
 /// Why the daemon does not run, with the exit code that says so.
 struct Refusal {
@@ -115,7 +119,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
     reconciler.adopt_recorded();
 
     let closing = CancellationToken::new();
-    let server = tokio::spawn(grpc::server::serve(
+    let server = tokio::spawn(grpc::serve(
         core.clone(),
         doors.listeners,
         closing.clone(),
@@ -245,7 +249,7 @@ async fn watch_over(core: Arc<Core>) {
 async fn stop(
     core: &Arc<Core>,
     closing: &CancellationToken,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    server: tokio::task::JoinHandle<Served>,
 ) {
     tracing::info!("stopping; guests go on");
     systemd::stopping("stopping; guests go on");

@@ -18,7 +18,7 @@ pub(super) struct Doors {
     _socket: Option<SocketFile>,
 }
 
-pub(super) use crate::grpc::server::Listeners;
+pub(super) use crate::grpc::Listeners;
 
 /// A socket's file, removed when dropped.
 struct SocketFile(PathBuf);
