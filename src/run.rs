@@ -35,6 +35,8 @@ use tokio_util::task::TaskTracker;
 const BAD_CONFIGURATION: u8 = 78;
 /// How long systemd is asked to wait, each time, for the first look at the host.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long calls may take to end once nothing is at work any more.
+const LAST_CALLS: Duration = Duration::from_secs(2);
 /// How often the status line is written anew.
 const STATUS: Duration = Duration::from_secs(10);
 
@@ -119,11 +121,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
     reconciler.adopt_recorded();
 
     let closing = CancellationToken::new();
-    let server = tokio::spawn(grpc::serve(
-        core.clone(),
-        doors.listeners,
-        closing.clone(),
-    ));
+    let server = tokio::spawn(grpc::serve(core.clone(), doors.listeners, closing.clone()));
     let link = core
         .hypervisor
         .clone()
@@ -260,7 +258,8 @@ async fn stop(
     core.tasks.close();
     let ended = async {
         core.tasks.wait().await;
-        drop(server.await);
+        // Calls end by now; a stream that somebody only watches need not.
+        drop(tokio::time::timeout(LAST_CALLS, server).await);
     };
     match tokio::time::timeout(core.config.shutdown.grace, ended).await {
         Ok(()) => tracing::info!("stopped"),

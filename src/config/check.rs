@@ -315,12 +315,6 @@ fn images(section: Section<'_>, pools: &[PoolSettings]) -> ImageSettings {
             .size("max_source_size", Bytes::mib(1)..=Bytes::gib(1 << 20))
             .unwrap_or(default.max_source_size),
         // qemu-img itself needs about 100 MiB of address space to start.
-        convert_memory: section
-            .size("convert_memory", Bytes::mib(256)..=Bytes::gib(64))
-            .unwrap_or(default.convert_memory),
-        convert_cpu: section
-            .duration("convert_cpu", SECOND..=30 * DAY)
-            .unwrap_or(default.convert_cpu),
         download_stall: section
             .duration("download_stall", SECOND..=HOUR)
             .unwrap_or(default.download_stall),

@@ -278,10 +278,6 @@ pub struct ImageSettings {
     pub max_virtual_size: Bytes,
     /// Largest number of bytes of a source.
     pub max_source_size: Bytes,
-    /// Address space that a conversion may use.
-    pub convert_memory: Bytes,
-    /// Processor time that a conversion may use.
-    pub convert_cpu: Duration,
     /// A download that brings no byte for this long is given up.
     pub download_stall: Duration,
 }
@@ -293,8 +289,6 @@ impl Default for ImageSettings {
             allowed_url_prefixes: vec!["https://".to_owned()],
             max_virtual_size: Bytes::gib(2048),
             max_source_size: Bytes::gib(1024),
-            convert_memory: Bytes::gib(1),
-            convert_cpu: Duration::from_secs(3600),
             download_stall: Duration::from_secs(60),
         }
     }

@@ -71,26 +71,29 @@ impl NodeIdentity {
 /// KVM's device opens, and the processor says that it can: some nested hosts
 /// have a device whose guests hang at their first unusual instruction.
 fn kvm_works() -> bool {
-    if OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err()
-    {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    if let Err(error) = device {
+        tracing::warn!(%error, "KVM can't be used; auto means TCG, which is slow");
         return false;
     }
     // Other architectures have no such flags.
     if !cfg!(target_arch = "x86_64") {
         return true;
     }
-    fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
+    let capable = fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
         text.lines()
             .filter(|line| line.starts_with("flags"))
             .any(|line| {
                 line.split_whitespace()
                     .any(|flag| matches!(flag, "vmx" | "svm"))
             })
-    })
+    });
+    if !capable {
+        tracing::warn!(
+            "/dev/kvm opens, and the processor has no vmx or svm; auto means TCG, which is slow"
+        );
+    }
+    capable
 }
 
 /// The host as readers see it.
@@ -224,6 +227,11 @@ pub fn describe(core: &Core) -> NodeView {
             .map(|network| (network.id.clone(), network.attachment.clone()))
             .collect(),
     }
+}
+
+/// Notes which conditions have changed, so that they tell since when.
+pub fn refresh_conditions(core: &Core) {
+    conditions(core, &pools(core));
 }
 
 /// A sentence for people who look at the service's status.

@@ -239,13 +239,13 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
     let mut left = Vec::new();
     for (index, step) in plan.iter().enumerate().take(count).rev() {
         fail_point(operation.get().intent.kind().as_str(), step.name(), "undo");
-        match step.undo(run).await {
-            Ok(Undone::Something) => {
+        match undo_step(run, step.as_ref()).await {
+            Some(Ok(Undone::Something)) => {
                 undone = true;
                 mark(run, index, StepState::Undone);
             }
-            Ok(Undone::Nothing) => {}
-            Err(fault) => {
+            Some(Ok(Undone::Nothing)) => {}
+            Some(Err(fault)) => {
                 tracing::error!(
                     step = step.name(),
                     error = chain(&fault),
@@ -253,6 +253,7 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
                 );
                 left.push(step.name());
             }
+            None => return Ended::Halted,
         }
     }
     let mut why = why;
@@ -272,6 +273,40 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
         Ended::Cancelled(why)
     } else {
         Ended::Failed(why)
+    }
+}
+
+/// Undoes one step; waits for libvirt as long as it is away, because what is
+/// half done is better finished late than left. `None` if the agent stops.
+async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> {
+    let mut tries = 0;
+    loop {
+        let undone = step.undo(run).await;
+        let Err(fault) = &undone else {
+            return Some(undone);
+        };
+        let again = matches!(fault.code(), Code::Unknown | Code::Unavailable);
+        tries += 1;
+        if !again || tries >= TRIES {
+            return Some(undone);
+        }
+        tracing::warn!(
+            step = step.name(),
+            error = chain(fault),
+            "undoing is tried again"
+        );
+        if !until_libvirt_is_there(run).await {
+            return None;
+        }
+    }
+}
+
+/// Waits for libvirt as long as it takes. False if the agent stops.
+pub async fn until_libvirt_is_there(run: &Run) -> bool {
+    let mut link = run.core.hypervisor.link();
+    tokio::select! {
+        up = link.wait_for(|link| *link == Link::Up) => up.is_ok(),
+        () = run.core.stopping.cancelled() => false,
     }
 }
 

@@ -11,9 +11,9 @@ use super::domains::observed;
 use super::fault::chain;
 use super::gate::Lane;
 use super::hypervisor::Observer;
-use super::images;
 use super::operations::now;
 use super::vms::adopt;
+use super::{images, node};
 use crate::journal::{Batch, Loaded};
 use crate::libvirt::{DomainEvent, DomainState};
 use crate::model::fault::Fault;
@@ -169,6 +169,7 @@ impl Reconciler {
 impl Observer for Reconciler {
     async fn connected(&self) -> Result<(), Fault> {
         self.compare().await?;
+        node::refresh_conditions(&self.core);
         let ready = &self.core.ready;
         ready.send_if_modified(|ready| {
             let takes = *ready != Readiness::Stopping && *ready != Readiness::Ready;
@@ -191,6 +192,7 @@ impl Observer for Reconciler {
         for cell in self.core.vms.cells() {
             cell.change(|view| view.away = true);
         }
+        node::refresh_conditions(&self.core);
     }
 
     fn event(&self, event: DomainEvent) {

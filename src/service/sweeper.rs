@@ -5,7 +5,7 @@ use super::core::{Core, Readiness};
 use super::domains::console_log;
 use super::fault::chain;
 use super::operations::now;
-use super::vms;
+use super::{node, vms};
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
@@ -19,29 +19,31 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// Every how many times it looks at every VM.
+const ROUNDS: u64 = 10;
 /// Who the operations of the sweeper are by.
 const CALLER: &str = "kvmlet";
 
 /// Sweeps until the agent stops.
 pub async fn run(core: Arc<Core>) {
-    loop {
+    for round in 1u64.. {
         tokio::select! {
             () = core.stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        sweep(&core).await;
+        sweep(&core, round.is_multiple_of(ROUNDS)).await;
     }
 }
 
-/// Sweeps once.
-pub async fn sweep(core: &Arc<Core>) {
+async fn sweep(core: &Arc<Core>, all: bool) {
     core.pools.measure().await;
     trim_console_logs(core).await;
+    node::refresh_conditions(core);
     if *core.ready.borrow() != Readiness::Ready {
         return;
     }
     expunge_expired(core).await;
-    drop_expired_roots(core);
+    tidy(core, all);
     if let Some(before) = now().0.checked_sub(micros(core.config.operations.keep)) {
         let keep = HashSet::new();
         match core
@@ -53,10 +55,6 @@ pub async fn sweep(core: &Arc<Core>) {
             Ok(count) => tracing::info!(count, "old operations were forgotten"),
             Err(fault) => tracing::warn!(error = chain(&fault), "old operations stay"),
         }
-    }
-    // Also what no event told of.
-    for cell in core.vms.cells() {
-        cell.touch();
     }
 }
 
@@ -87,12 +85,13 @@ async fn expunge_expired(core: &Arc<Core>) {
     }
 }
 
-/// Has the workers remove former roots whose time has passed.
-fn drop_expired_roots(core: &Arc<Core>) {
+/// Has the workers look at their VMs: all of them now and then, for what no
+/// event told of; those with a former root whose time has passed at once.
+fn tidy(core: &Arc<Core>, all: bool) {
     for view in core.vms.list() {
         let Some(vm) = &view.vm else { continue };
-        if vm.life == Life::Present && vm.kept_roots().iter().any(|volume| expired(volume)) {
-            core.vms.drop_expired_roots(vm.id);
+        if all || vm.kept_roots().into_iter().any(expired) {
+            core.vms.tidy(vm.id);
         }
     }
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
 /// Requests that may wait for one VM's worker; they only wait while it decides.
-const QUEUE_PER_VM: usize = 16;
+const QUEUE_PER_VM: usize = 64;
 
 /// A VM and the way to its worker.
 #[derive(Clone)]
@@ -91,11 +91,10 @@ impl Vms {
         owned.remove(&id);
     }
 
-    /// Has a VM's worker remove former roots whose time has passed. A worker
-    /// with a full queue is asked again at the next sweep.
-    pub fn drop_expired_roots(&self, id: VmId) {
+    /// Has a VM's worker look and remove what has had its time. A worker with a full queue is asked again at the next sweep.
+    pub fn tidy(&self, id: VmId) {
         if let Some(owned) = self.owned(id) {
-            drop(owned.queue.try_send(Incoming::DropExpiredRoots));
+            drop(owned.queue.try_send(Incoming::Tidy));
         }
     }
 

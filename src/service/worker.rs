@@ -39,8 +39,8 @@ use tokio::task::JoinHandle;
 pub enum Incoming {
     /// A caller asks something.
     Asked(Box<Asked>),
-    /// The sweeper has seen that former roots have had their time.
-    DropExpiredRoots,
+    /// The sweeper has found it time to look and to remove what has had its time.
+    Tidy,
 }
 
 /// A request on its way to the worker.
@@ -94,7 +94,7 @@ pub async fn run(
             }
             arrived = incoming.recv() => match arrived {
                 None => break,
-                Some(Incoming::DropExpiredRoots) => worker.drop_expired_roots().await,
+                Some(Incoming::Tidy) => worker.tidy().await,
                 Some(Incoming::Asked(asked)) => {
                     let answer = worker.answer(&asked).await;
                     drop(asked.reply.send(answer));
@@ -198,14 +198,38 @@ impl Worker {
         }
     }
 
-    /// Removes former roots whose time has passed: the volume first, then its
-    /// place in the record, so that a volume is never forgotten before it is
-    /// gone. What fails is tried again at the next sweep.
-    async fn drop_expired_roots(&self) {
+    /// Looks at the domain and the volumes, and removes what has had its time.
+    async fn tidy(&self) {
+        self.look().await;
         let Ok(vm) = self.cell.vm() else { return };
         if self.running.is_some() || vm.life != Life::Present {
             return;
         }
+        if vm.kept_roots().into_iter().any(sweeper::expired) {
+            self.drop_expired_roots(&vm).await;
+        }
+        for volume in &vm.volumes {
+            let id = volume.id;
+            let found = self
+                .core
+                .pools
+                .call(&volume.pool, move |pool, _| pool.volume(id))
+                .await;
+            if let Ok(Some(found)) = found {
+                // Only shown, so it is not worth a write of its own.
+                self.cell.edit(|vm| {
+                    for volume in vm.volumes.iter_mut().filter(|volume| volume.id == id) {
+                        volume.actual_size = found.actual_size;
+                    }
+                });
+            }
+        }
+    }
+
+    /// Removes former roots whose time has passed: the volume first, then its
+    /// place in the record, so that a volume is never forgotten before it is
+    /// gone. What fails is tried again at the next sweep.
+    async fn drop_expired_roots(&self, vm: &Vm) {
         for volume in vm.volumes.iter().filter(|volume| sweeper::expired(volume)) {
             let id = volume.id;
             let removed = self
@@ -642,6 +666,8 @@ impl Worker {
         // A task of its own, so that a plan that panics is only a failed plan.
         let running = self.core.tasks.spawn(async move {
             match plan {
+                // Of an operation of a former run: nothing can be measured yet.
+                Ok(_) if !plan::until_libvirt_is_there(&run).await => Ended::Halted,
                 Ok(plan) => plan::execute(&run, &plan).await,
                 Err(fault) => Ended::Failed(fault),
             }
