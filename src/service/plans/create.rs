@@ -195,7 +195,7 @@ impl Step for DefineDomain {
             .call(Lane::Read, move |host| host.get(id))
             .await?;
         // A domain under our id that is not ours was there before us.
-        if !there.is_some_and(|domain| domain.metadata.is_some()) {
+        if there.is_none_or(|domain| domain.metadata.is_none()) {
             return Ok(Undone::Nothing);
         }
         run.core
