@@ -67,7 +67,7 @@ pub(super) fn take(
 
 fn memory(field: &str, bytes: u64) -> Result<Bytes, Fault> {
     const MIB: u64 = 1 << 20;
-    if bytes < 16 * MIB || bytes % MIB != 0 {
+    if bytes < 16 * MIB || !bytes.is_multiple_of(MIB) {
         return Err(invalid(field, "must be a multiple of 1 MiB, from 16 MiB"));
     }
     super::volume::size(field, bytes)
