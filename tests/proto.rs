@@ -69,7 +69,7 @@ fn rpcs() -> Vec<(String, String)> {
 /// The words of a text that are written like reasons.
 fn shouted(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .filter(|word| word.contains('_'))
+        .filter(|word| word.contains('_') && word.starts_with(|c: char| c.is_ascii_uppercase()))
         .filter(|word| word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
         .map(ToOwned::to_owned)
         .collect()
