@@ -14,6 +14,8 @@ pub(super) mod operation;
 pub(super) mod page;
 pub(super) mod power;
 pub(super) mod root;
+#[cfg(test)]
+mod tests;
 pub(super) mod text;
 pub(super) mod time;
 pub(super) mod update;
