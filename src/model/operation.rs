@@ -206,8 +206,12 @@ pub enum StepState {
     Skipped,
     /// Failed.
     Failed,
+    /// Being undone.
+    Undoing,
     /// Done, then undone.
     Undone,
+    /// Could not be undone.
+    UndoFailed,
 }
 
 /// What came of an operation.

@@ -194,6 +194,12 @@ pub struct NewVolume {
     pub qos: VolumeQos,
     /// Remove it with the VM.
     pub delete_with_vm: bool,
+    /// Free text.
+    #[serde(default)]
+    pub description: String,
+    /// Carried.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A network interface to make.

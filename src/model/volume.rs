@@ -4,6 +4,7 @@ use super::bytes::Bytes;
 use super::ids::{ImageId, VolumeId};
 use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// A volume of a VM: attached to it, or an old root that is still kept.
@@ -35,6 +36,12 @@ pub struct Volume {
     pub delete_with_vm: bool,
     /// When it was made.
     pub create_time: Timestamp,
+    /// Free text.
+    #[serde(default)]
+    pub description: String,
+    /// Carried.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Whether and where a volume is attached.
@@ -81,6 +88,14 @@ pub struct VolumeQos {
     pub bytes_per_second: u64,
     /// Reads and writes a second.
     pub iops: u64,
+    /// Read bytes a second; not with `bytes_per_second`.
+    pub read_bytes_per_second: u64,
+    /// Written bytes a second; not with `bytes_per_second`.
+    pub write_bytes_per_second: u64,
+    /// Reads a second; not with `iops`.
+    pub read_iops: u64,
+    /// Writes a second; not with `iops`.
+    pub write_iops: u64,
 }
 
 /// What a pool is made of.

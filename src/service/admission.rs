@@ -228,6 +228,8 @@ pub async fn new_root(
         shareable: old.shareable,
         qos: old.qos,
         delete_with_vm: old.delete_with_vm,
+        description: old.description.clone(),
+        annotations: old.annotations.clone(),
         pool: None,
     };
     let place = Place {
@@ -421,6 +423,8 @@ fn volume(
         qos: wish.qos,
         delete_with_vm: wish.delete_with_vm,
         create_time: now,
+        description: wish.description.clone(),
+        annotations: wish.annotations.clone(),
     })
 }
 

@@ -239,18 +239,23 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
     let mut left = Vec::new();
     for (index, step) in plan.iter().enumerate().take(count).rev() {
         fail_point(operation.get().intent.kind().as_str(), step.name(), "undo");
+        let before = mark(run, index, StepState::Undoing);
         match undo_step(run, step.as_ref()).await {
             Some(Ok(Undone::Something)) => {
                 undone = true;
                 mark(run, index, StepState::Undone);
             }
-            Some(Ok(Undone::Nothing)) => {}
+            // It is shown as it was: failed, or found to need nothing.
+            Some(Ok(Undone::Nothing)) => {
+                mark(run, index, before.unwrap_or(StepState::Undone));
+            }
             Some(Err(fault)) => {
                 tracing::error!(
                     step = step.name(),
                     error = chain(&fault),
                     "step can't be undone"
                 );
+                mark(run, index, StepState::UndoFailed);
                 left.push(step.name());
             }
             None => return Ended::Halted,
@@ -310,19 +315,26 @@ pub async fn until_libvirt_is_there(run: &Run) -> bool {
     }
 }
 
-fn mark(run: &Run, index: usize, state: StepState) {
+/// Shows where a step stands, and returns where it stood.
+fn mark(run: &Run, index: usize, state: StepState) -> Option<StepState> {
+    let mut before = None;
     run.operation.change(|operation| {
-        if let Some(step) = operation.steps.get_mut(index) {
-            step.state = state;
-            match state {
-                StepState::Running => step.start_time = Some(now()),
-                StepState::Pending => {}
-                StepState::Done | StepState::Skipped | StepState::Failed | StepState::Undone => {
-                    step.end_time = Some(now());
-                }
-            }
+        let Some(step) = operation.steps.get_mut(index) else {
+            return;
+        };
+        before = Some(step.state);
+        step.state = state;
+        match state {
+            StepState::Running => step.start_time = Some(now()),
+            StepState::Pending | StepState::Undoing => {}
+            StepState::Done
+            | StepState::Skipped
+            | StepState::Failed
+            | StepState::Undone
+            | StepState::UndoFailed => step.end_time = Some(now()),
         }
     });
+    before
 }
 
 /// Shows how far the plan has come: whole steps, and a part of the running one

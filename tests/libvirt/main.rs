@@ -96,7 +96,9 @@ fn spec(id: VmId) -> DomainSpec {
             read_only: false,
             qos: VolumeQos {
                 bytes_per_second: 1_000_000,
-                iops: 100,
+                read_iops: 100,
+                write_iops: 200,
+                ..VolumeQos::default()
             },
         }],
         nics: vec![

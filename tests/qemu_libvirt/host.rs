@@ -127,6 +127,7 @@ impl Bench {
                 qos: VolumeQos {
                     bytes_per_second: 100_000_000,
                     iops: 1000,
+                    ..VolumeQos::default()
                 },
             }],
             nics: Vec::new(),

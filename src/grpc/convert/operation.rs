@@ -134,7 +134,9 @@ fn step(step: &crate::model::operation::StepRecord) -> wire::OperationStep {
             StepState::Done => wire::StepState::Done,
             StepState::Skipped => wire::StepState::Skipped,
             StepState::Failed => wire::StepState::Failed,
+            StepState::Undoing => wire::StepState::Undoing,
             StepState::Undone => wire::StepState::Undone,
+            StepState::UndoFailed => wire::StepState::UndoFailed,
         }
         .into(),
         start_time: step.start_time.map(timestamp),

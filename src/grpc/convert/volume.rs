@@ -19,7 +19,6 @@ const LARGEST_LIMIT: u64 = 1_000_000_000_000_000;
 pub(super) fn new_volume(field: &str, given: Option<wire::NewVolume>) -> Result<NewVolume, Fault> {
     let given = given.unwrap_or_default();
     let path = |name: &str| format!("{field}.{name}");
-    let qos = given.qos.unwrap_or_default();
     Ok(NewVolume {
         volume_id: text::id(&path("volume_id"), &given.volume_id)?,
         name: text::line(&path("name"), given.name, text::LINE)?,
@@ -27,11 +26,10 @@ pub(super) fn new_volume(field: &str, given: Option<wire::NewVolume>) -> Result<
         size_bytes: size(&path("size_bytes"), given.size_bytes)?,
         image_id: text::id(&path("image_id"), &given.image_id)?,
         shareable: given.shareable,
-        qos: VolumeQos {
-            bytes_per_second: limit(&path("qos.bytes_per_second"), qos.bytes_per_second)?,
-            iops: limit(&path("qos.iops"), qos.iops)?,
-        },
+        qos: limits(&path("qos"), given.qos.unwrap_or_default())?,
         delete_with_vm: given.delete_with_vm.unwrap_or(true),
+        description: text::prose(&path("description"), given.description)?,
+        annotations: text::carried(&path("annotations"), given.annotations, text::ANNOTATIONS)?,
     })
 }
 
@@ -43,6 +41,37 @@ pub(super) fn size(field: &str, bytes: u64) -> Result<Bytes, Fault> {
         return Err(invalid(field, "is more than 8 EiB"));
     }
     Ok(Bytes(bytes))
+}
+
+/// Reads the limits of a volume. QEMU takes one on reads and writes together, or
+/// one on either of them, not both.
+fn limits(field: &str, qos: wire::VolumeQos) -> Result<VolumeQos, Fault> {
+    let path = |name: &str| format!("{field}.{name}");
+    let both = |together: u64, read: u64, write: u64| together > 0 && (read > 0 || write > 0);
+    if both(
+        qos.bytes_per_second,
+        qos.read_bytes_per_second,
+        qos.write_bytes_per_second,
+    ) {
+        return Err(invalid(
+            &path("bytes_per_second"),
+            "can't be combined with one on reads or writes",
+        ));
+    }
+    if both(qos.iops, qos.read_iops, qos.write_iops) {
+        return Err(invalid(
+            &path("iops"),
+            "can't be combined with one on reads or writes",
+        ));
+    }
+    Ok(VolumeQos {
+        bytes_per_second: limit(&path("bytes_per_second"), qos.bytes_per_second)?,
+        iops: limit(&path("iops"), qos.iops)?,
+        read_bytes_per_second: limit(&path("read_bytes_per_second"), qos.read_bytes_per_second)?,
+        write_bytes_per_second: limit(&path("write_bytes_per_second"), qos.write_bytes_per_second)?,
+        read_iops: limit(&path("read_iops"), qos.read_iops)?,
+        write_iops: limit(&path("write_iops"), qos.write_iops)?,
+    })
 }
 
 fn limit(field: &str, value: u64) -> Result<u64, Fault> {
@@ -90,10 +119,16 @@ pub(in super::super) fn shown(vm: VmId, volume: &Volume, pending: bool) -> wire:
         qos: Some(wire::VolumeQos {
             bytes_per_second: volume.qos.bytes_per_second,
             iops: volume.qos.iops,
+            read_bytes_per_second: volume.qos.read_bytes_per_second,
+            write_bytes_per_second: volume.qos.write_bytes_per_second,
+            read_iops: volume.qos.read_iops,
+            write_iops: volume.qos.write_iops,
         }),
         delete_with_vm: volume.delete_with_vm,
         create_time: Some(timestamp(volume.create_time)),
         expire_time: until.map(timestamp),
+        description: volume.description.clone(),
+        annotations: volume.annotations.clone().into_iter().collect(),
     }
 }
 

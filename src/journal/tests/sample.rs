@@ -56,6 +56,8 @@ pub(super) fn vm(created_by: OperationId) -> Vm {
             qos: VolumeQos::default(),
             delete_with_vm: true,
             create_time: Timestamp(1),
+            description: String::new(),
+            annotations: BTreeMap::new(),
         }],
         nics: vec![Nic {
             id: nic,

@@ -256,7 +256,11 @@ fn disk(spec: &DiskSpec) -> Result<Element, XmlError> {
     };
     let limits = [
         ("total_bytes_sec", spec.qos.bytes_per_second),
+        ("read_bytes_sec", spec.qos.read_bytes_per_second),
+        ("write_bytes_sec", spec.qos.write_bytes_per_second),
         ("total_iops_sec", spec.qos.iops),
+        ("read_iops_sec", spec.qos.read_iops),
+        ("write_iops_sec", spec.qos.write_iops),
     ];
     let limits: Vec<_> = limits
         .into_iter()

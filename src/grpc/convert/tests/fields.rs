@@ -280,12 +280,28 @@ fn volumes_are_checked_and_none_is_named_twice() {
         let qos = Some(wire::VolumeQos {
             bytes_per_second: 1,
             iops: u64::MAX,
+            ..Default::default()
         });
         c.root_volume = Some(wire::NewVolume {
             qos,
             ..Default::default()
         });
     });
+    refused(
+        Reason::FieldInvalid,
+        "root_volume.qos.bytes_per_second",
+        |c| {
+            let qos = Some(wire::VolumeQos {
+                bytes_per_second: 1,
+                write_bytes_per_second: 1,
+                ..Default::default()
+            });
+            c.root_volume = Some(wire::NewVolume {
+                qos,
+                ..Default::default()
+            });
+        },
+    );
     refused(Reason::FieldRequired, "data_volumes[0].size_bytes", |c| {
         c.data_volumes = vec![wire::NewVolume::default()];
     });
