@@ -274,8 +274,10 @@ fn imports(tokens: &[TokenTree], scope: &mut Scope) {
             // A module of this name hides a crate of the same name.
             Some("mod") => {
                 if let Some(name) = word(tokens.get(index + 1)) {
-                    let path = [&["crate".to_owned()], &scope.module[..], &[name.clone()]];
-                    scope.imports.insert(name, path.concat());
+                    let mut path = vec!["crate".to_owned()];
+                    path.extend_from_slice(&scope.module);
+                    path.push(name.clone());
+                    scope.imports.insert(name, path);
                 }
                 index = after_item(tokens, index);
                 continue;
