@@ -5,11 +5,12 @@
 //! pool, verified and durable.
 
 use super::core::Core;
-use super::fault::{from_source, internal};
-use super::gate::Lane;
-use super::operations::{Claim, LiveOperation, fingerprint, new_operation, now};
-use super::plan::{self, Ended, Plan, Run, Step, Undone};
-use super::preview;
+use super::fault::{chain, from_source, internal};
+use super::operations::{
+    Claim, LiveOperation, OperationQuery, fingerprint, first_difference, new_operation, now,
+};
+use super::plan::{self, Ended, Plan, Run};
+use super::{plans, preview};
 use crate::config::ImageSettings;
 use crate::journal::Batch;
 use crate::model::bytes::Bytes;
@@ -19,19 +20,10 @@ use crate::model::image::{Image, ImageState};
 use crate::model::operation::{Intent, Operation, OperationResult, OperationState};
 use crate::model::reason::Reason;
 use crate::model::request::{Envelope, ImportImage};
-use crate::service::fault::chain;
-use crate::storage::{
-    CheckedSource, ImageFile, ImageSource, SourcePolicy, SourceRequest, StorageErrorKind, Task,
-    UrlPrefix, source,
-};
-use async_trait::async_trait;
+use crate::storage::{ImageFile, ImageSource, SourcePolicy, UrlPrefix};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-/// How long an import may take in all.
-const IMPORT: Duration = Duration::from_secs(24 * 3600);
 
 /// All images.
 pub struct Images {
@@ -269,7 +261,7 @@ async fn repeat(core: &Core, known: &Known, as_asked: Value) -> Result<Arc<Opera
     };
     let listed = core
         .operations
-        .list(super::operations::OperationQuery {
+        .list(OperationQuery {
             image_id: Some(known.image.id),
             limit: 100,
             ..Default::default()
@@ -289,7 +281,7 @@ async fn repeat(core: &Core, known: &Known, as_asked: Value) -> Result<Arc<Opera
         image_id: None,
         ..import
     })?;
-    match super::operations::first_difference(&before, &as_asked) {
+    match first_difference(&before, &as_asked) {
         Some(field) => Err(exists(&field)),
         None => Ok(operation),
     }
@@ -419,8 +411,10 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
     };
     let made = Arc::new(Mutex::new(None));
     let plan = match (&live.get().intent, core.images.get(id)) {
-        (Intent::ImportImage { import }, Ok(image)) => import_plan(core, &image, import, &made),
-        (Intent::DeleteImage, Ok(image)) => delete_plan(core, &image),
+        (Intent::ImportImage { import }, Ok(image)) => {
+            plans::images::import(&core.images.policy, &image, import, &made)
+        }
+        (Intent::DeleteImage, Ok(image)) => plans::images::delete(core, &image),
         _ => Plan::new(),
     };
     let ended = plan::execute(&run, &plan).await;
@@ -456,10 +450,10 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
         _ => None,
     };
     match &error {
-        None => tracing::info!(operation = %operation.id, image = %id, "operation succeeded"),
+        None => tracing::info!(operation_id = %operation.id, image_id = %id, "operation succeeded"),
         Some(fault) => tracing::warn!(
-            operation = %operation.id,
-            image = %id,
+            operation_id = %operation.id,
+            image_id = %id,
             reason = fault.reason.as_str(),
             "operation did not succeed"
         ),
@@ -485,261 +479,6 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
     core.operations
         .end(&live, operation, changes, publish)
         .await;
-}
-
-/// What an import leaves for the record.
-type Made = Arc<Mutex<Option<(ImageFile, Option<String>)>>>;
-
-fn import_plan(core: &Core, image: &Image, import: &ImportImage, made: &Made) -> Plan {
-    let fetched = Arc::new(Mutex::new(None));
-    vec![
-        Box::new(FetchSource {
-            policy: core.images.policy.clone(),
-            image: image.clone(),
-            import: import.clone(),
-            fetched: fetched.clone(),
-        }),
-        Box::new(ConvertImage {
-            image: image.clone(),
-            fetched,
-            made: made.clone(),
-        }),
-    ]
-}
-
-fn delete_plan(core: &Core, image: &Image) -> Plan {
-    core.pools
-        .all()
-        .iter()
-        .map(|entry| -> Box<dyn Step> {
-            Box::new(RemoveImage {
-                id: image.id,
-                pool: entry.pool.name().to_owned(),
-            })
-        })
-        .collect()
-}
-
-/// Brings the source's bytes here and checks them.
-struct FetchSource {
-    policy: SourcePolicy,
-    image: Image,
-    import: ImportImage,
-    fetched: Arc<Mutex<Option<CheckedSource>>>,
-}
-
-#[async_trait]
-impl Step for FetchSource {
-    fn name(&self) -> &'static str {
-        "fetch-source"
-    }
-
-    /// The fetched copy lives with the process; the image itself is what lasts.
-    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.image.id;
-        let found = run
-            .core
-            .pools
-            .call(&self.image.pool, move |pool, _| pool.image(id))
-            .await?;
-        Ok(found.is_some())
-    }
-
-    async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let request = SourceRequest {
-            id: self.image.id,
-            source: ImageSource::parse(&self.import.source).map_err(|error| from_source(&error))?,
-            format: self.import.format,
-            sha256: self.import.sha256.clone(),
-        };
-        let policy = self.policy.clone();
-        let entry = run.core.pools.named(&self.image.pool, "pool")?;
-        let pool = entry.pool.clone();
-        let task = leash(run, 0);
-        let answer = run
-            .core
-            .gate
-            .run(Lane::Import, IMPORT, move || {
-                policy.fetch(&request, pool.scratch(), &task)
-            })
-            .await
-            .map_err(|error| super::fault::from_gate_storage(error, &self.image.pool))?;
-        match answer {
-            Ok(source) => {
-                *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
-                Ok(())
-            }
-            Err(error) => {
-                tracing::warn!(image = %self.image.id, error = chain(&error), "an image can't be fetched");
-                Err(from_source(&error))
-            }
-        }
-    }
-
-    async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        drop(
-            self.fetched
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        let id = self.image.id;
-        run.core
-            .pools
-            .call(&self.image.pool, move |pool, _| {
-                source::discard(pool.scratch(), id)
-            })
-            .await?;
-        Ok(Undone::Nothing)
-    }
-}
-
-/// Makes the pool's own image of the checked source.
-struct ConvertImage {
-    image: Image,
-    fetched: Arc<Mutex<Option<CheckedSource>>>,
-    made: Made,
-}
-
-#[async_trait]
-impl Step for ConvertImage {
-    fn name(&self) -> &'static str {
-        "convert-image"
-    }
-
-    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.image.id;
-        let found = run
-            .core
-            .pools
-            .call(&self.image.pool, move |pool, _| pool.image(id))
-            .await?;
-        if let Some(file) = found {
-            *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some((file, None));
-        }
-        Ok(found.is_some())
-    }
-
-    async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let source = self
-            .fetched
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let source = source.ok_or_else(|| internal("an import has no source"))?;
-        let sha256 = source.sha256().to_owned();
-        // What the source takes is known now; nothing was written for it yet.
-        let id = self.image.id;
-        let recorded = Image {
-            source_sha256: sha256.clone(),
-            ..self.image.clone()
-        };
-        run.core
-            .ledger
-            .commit(Batch::new().put_image(&recorded))
-            .await?;
-        run.core.images.set(&recorded);
-        let entry = run.core.pools.named(&self.image.pool, "pool")?;
-        let pool = entry.pool.clone();
-        let task = leash(run, 1);
-        let answer = run
-            .core
-            .gate
-            .run(Lane::Import, IMPORT, move || {
-                pool.put_image(id, &source, &task)
-            })
-            .await
-            .map_err(|error| super::fault::from_gate_storage(error, &self.image.pool))?;
-        match answer {
-            Ok(file) => {
-                *self.made.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((file, Some(sha256)));
-                Ok(())
-            }
-            Err(error) => {
-                tracing::warn!(image = %id, error = chain(&error), "an image can't be converted");
-                Err(match error.kind() {
-                    StorageErrorKind::ToolFailed | StorageErrorKind::BadImage(_) => {
-                        from_source(&error)
-                    }
-                    _ => super::fault::from_storage(&error, &self.image.pool),
-                })
-            }
-        }
-    }
-
-    async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        let id = self.image.id;
-        run.core
-            .pools
-            .call(&self.image.pool, move |pool, _| {
-                let there = pool.image(id)?.is_some();
-                pool.delete_image(id)?;
-                Ok(if there {
-                    Undone::Something
-                } else {
-                    Undone::Nothing
-                })
-            })
-            .await
-    }
-}
-
-/// Removes an image from one pool.
-struct RemoveImage {
-    id: ImageId,
-    pool: String,
-}
-
-#[async_trait]
-impl Step for RemoveImage {
-    fn name(&self) -> &'static str {
-        "remove-image"
-    }
-
-    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.id;
-        Ok(run
-            .core
-            .pools
-            .call(&self.pool, move |pool, _| pool.image(id))
-            .await?
-            .is_none())
-    }
-
-    async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let id = self.id;
-        run.core
-            .pools
-            .call(&self.pool, move |pool, _| pool.delete_image(id))
-            .await
-    }
-
-    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
-        Ok(Undone::Nothing)
-    }
-
-    fn is_point_of_no_return(&self) -> bool {
-        true
-    }
-}
-
-/// A leash that shows how far the running step has come.
-fn leash(run: &Run, step: usize) -> Task {
-    let run = Run {
-        core: run.core.clone(),
-        operation: run.operation.clone(),
-    };
-    Task::new(
-        run.operation.cancel_flag(),
-        Some(Instant::now() + IMPORT),
-        move |done, total| {
-            if total > 0 {
-                #[allow(clippy::cast_precision_loss)] // a share, shown in percent
-                plan::progress(&run, step, done as f64 / total as f64);
-            }
-        },
-    )
 }
 
 /// Whether a URL carries a user name or password.

@@ -69,13 +69,13 @@ impl Reconciler {
                 // A forced stop that had overtaken a graceful one is the newer.
                 (Some(vm), _) => {
                     if let Some(older) = unfinished.insert(vm, operation) {
-                        tracing::warn!(operation = %older.id, "an overtaken operation is dropped");
+                        tracing::warn!(operation_id = %older.id, "an overtaken operation is dropped");
                         self.drop_overtaken(older);
                     }
                 }
                 (None, Some(image)) => of_images.push((image, operation)),
                 (None, None) => {
-                    tracing::error!(operation = %operation.id, "an operation is about nothing");
+                    tracing::error!(operation_id = %operation.id, "an operation is about nothing");
                 }
             }
         }
@@ -139,7 +139,7 @@ impl Reconciler {
                 && let Ok(vm) = cell.vm()
             {
                 let state = vm.seen.resting.as_str();
-                tracing::info!(vm = %vm.id, state, reason = ?vm.seen.reason, "state changed while away");
+                tracing::info!(vm_id = %vm.id, state, reason = ?vm.seen.reason, "state changed while away");
                 batch = batch.put_vm(&vm);
             }
             // The display's port is read by the worker.
@@ -197,7 +197,7 @@ impl Observer for Reconciler {
 
     fn event(&self, event: DomainEvent) {
         if let Some(cell) = self.core.vms.cell(event.id) {
-            tracing::debug!(vm = %event.id, what = ?event.what, "libvirt event");
+            tracing::debug!(vm_id = %event.id, what = ?event.what, "libvirt event");
             cell.touch();
         }
     }
@@ -226,7 +226,7 @@ pub async fn compare_images(core: &Arc<Core>) {
             ImageState::Importing | ImageState::Deleting => continue,
         };
         if state != image.state {
-            tracing::warn!(image = %id, ?state, "an image's file is not as recorded");
+            tracing::warn!(image_id = %id, ?state, "an image's file is not as recorded");
             let changed = Image { state, ..image };
             core.images.set(&changed);
             if let Err(fault) = core.ledger.commit(Batch::new().put_image(&changed)).await {

@@ -72,7 +72,7 @@ async fn expunge_expired(core: &Arc<Core>) {
         if view.current.is_some() || expunge_time > now() {
             continue;
         }
-        tracing::info!(vm = %vm.id, "the retention has passed");
+        tracing::info!(vm_id = %vm.id, "the retention has passed");
         let envelope = Envelope {
             request_id: None,
             expected_generation: Some(vm.generation),
@@ -80,7 +80,7 @@ async fn expunge_expired(core: &Arc<Core>) {
             validate_only: false,
         };
         if let Err(fault) = vms::request(core, Some(vm.id), envelope, VmRequest::ExpungeVm).await {
-            tracing::warn!(vm = %vm.id, error = chain(&fault), "a VM is not expunged");
+            tracing::warn!(vm_id = %vm.id, error = chain(&fault), "a VM is not expunged");
         }
     }
 }
@@ -113,7 +113,7 @@ async fn trim_console_logs(core: &Arc<Core>) {
         if let Err(error) = trim(&path, most).await
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(vm = %id, %error, "a console log can't be cut");
+            tracing::warn!(vm_id = %id, %error, "a console log can't be cut");
         }
     }
 }

@@ -154,7 +154,7 @@ impl Worker {
             Err(fault) => {
                 // What is not known is shown as last seen; the next event or
                 // the sweeper looks again.
-                tracing::warn!(vm = %id, error = chain(&fault), "a VM could not be looked at");
+                tracing::warn!(vm_id = %id, error = chain(&fault), "a VM could not be looked at");
                 return;
             }
         };
@@ -192,7 +192,7 @@ impl Worker {
         }
         if let Ok(vm) = self.cell.vm() {
             let state = vm.seen.resting.as_str();
-            tracing::info!(vm = %vm.id, state, reason = ?vm.seen.reason, "state changed");
+            tracing::info!(vm_id = %vm.id, state, reason = ?vm.seen.reason, "state changed");
             // Failing is logged; what is seen can be seen again.
             drop(self.core.ledger.commit(Batch::new().put_vm(&vm)).await);
         }
@@ -237,10 +237,10 @@ impl Worker {
                 .pools
                 .call(&volume.pool, move |pool, _| pool.delete_volume(id));
             if let Err(fault) = removed.await {
-                tracing::warn!(vm = %vm.id, volume = %id, error = chain(&fault), "a former root stays");
+                tracing::warn!(vm_id = %vm.id, volume_id = %id, error = chain(&fault), "a former root stays");
                 continue;
             }
-            tracing::info!(vm = %vm.id, volume = %id, "a former root has had its time");
+            tracing::info!(vm_id = %vm.id, volume_id = %id, "a former root has had its time");
             self.cell
                 .edit(|vm| vm.volumes.retain(|volume| volume.id != id));
         }
@@ -653,8 +653,8 @@ impl Worker {
         let current = (operation.id, operation.intent.kind());
         self.cell.change(|view| view.current = Some(current));
         tracing::info!(
-            vm = %self.cell.id,
-            operation = %operation.id,
+            vm_id = %self.cell.id,
+            operation_id = %operation.id,
             kind = operation.intent.kind().as_str(),
             "operation begins"
         );
@@ -682,7 +682,7 @@ impl Worker {
         };
         let (state, error) = match ended {
             Ended::Halted => {
-                tracing::info!(operation = %live.id(), "operation is left to the next start");
+                tracing::info!(operation_id = %live.id(), "operation is left to the next start");
                 return Fate::Stays;
             }
             Ended::Succeeded => (OperationState::Succeeded, None),
@@ -870,12 +870,12 @@ const fn leads_to(intent: &Intent) -> Option<Resting> {
 fn log_end(operation: &Operation) {
     let (id, kind) = (operation.id, operation.intent.kind().as_str());
     match &operation.error {
-        None => tracing::info!(operation = %id, kind, "operation succeeded"),
+        None => tracing::info!(operation_id = %id, kind, "operation succeeded"),
         Some(fault) if fault.reason == Reason::Internal => {
-            tracing::error!(operation = %id, kind, reason = fault.reason.as_str(), "operation failed");
+            tracing::error!(operation_id = %id, kind, reason = fault.reason.as_str(), "operation failed");
         }
         Some(fault) => tracing::warn!(
-            operation = %id,
+            operation_id = %id,
             kind,
             reason = fault.reason.as_str(),
             rollback = ?operation.rollback,

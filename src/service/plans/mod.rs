@@ -4,6 +4,7 @@
 //! restart the same list is made again and run from its start.
 
 mod create;
+pub(super) mod images;
 mod power;
 mod remove;
 mod root;

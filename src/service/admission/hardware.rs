@@ -1,0 +1,207 @@
+//! Hardware: what is asked for on top of what is configured, and whether the host
+//! can give it.
+
+use super::Core;
+use crate::model::bytes::Bytes;
+use crate::model::fault::Fault;
+use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
+use crate::model::ids::VmId;
+use crate::model::reason::Reason;
+use crate::model::request::HardwareWish;
+use crate::model::vm::Hypervisor;
+
+/// Memory comes in whole MiB.
+const GRAIN: Bytes = Bytes::mib(1);
+const LEAST_MEMORY: Bytes = Bytes::mib(16);
+const PLAIN_MACHINE: &str = "q35";
+
+/// Refuses a start that the host has no room for. The caller holds the admission
+/// lock.
+///
+/// # Errors
+/// `HOST_MEMORY`, `HOST_VCPUS`, `HYPERVISOR_AWAY`.
+pub fn check_host(core: &Core, id: VmId, hardware: &Hardware) -> Result<(), Fault> {
+    let facts = core.hypervisor.facts()?;
+    let settings = &core.config.vms;
+    let mut vcpus = u64::from(hardware.vcpus);
+    let mut memory = hardware.memory;
+    for view in core.vms.list() {
+        if let Some(vm) = &view.vm
+            && vm.id != id
+            && view.claims_host()
+        {
+            vcpus += u64::from(vm.hardware.vcpus);
+            memory = memory.saturating_add(vm.hardware.memory);
+        }
+    }
+    let limit =
+        scale(facts.memory, settings.memory_overcommit).saturating_sub(settings.reserved_memory);
+    if memory > limit {
+        return Err(Fault::new(
+            Reason::HostMemory,
+            format!(
+                "the running VMs and this one would take {memory}; the host gives at most {limit}"
+            ),
+        )
+        .with("limit_bytes", limit.get())
+        .with("needed_bytes", memory.get()));
+    }
+    let limit = scale(Bytes(u64::from(facts.cpus)), settings.vcpu_overcommit)
+        .get()
+        .max(1);
+    if vcpus > limit {
+        return Err(Fault::new(
+            Reason::HostVcpus,
+            format!("the running VMs and this one would take {vcpus} vCPUs; the host gives at most {limit}"),
+        )
+        .with("limit", limit)
+        .with("needed", vcpus));
+    }
+    Ok(())
+}
+
+fn scale(amount: Bytes, by: f64) -> Bytes {
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )]
+    // an over-commit ratio is not exact in the first place
+    Bytes((amount.get() as f64 * by) as u64)
+}
+
+/// The hardware that is asked for: the profile or `base`, with what the request
+/// says on top, and every choice made.
+pub(super) fn hardware(
+    core: &Core,
+    profile: Option<&str>,
+    wish: &HardwareWish,
+    base: Option<&Hardware>,
+) -> Result<(Hardware, Hypervisor), Fault> {
+    let profile = match profile {
+        Some(id) => Some(core.config.hardware_profile(id).ok_or_else(|| {
+            Fault::field(
+                Reason::ProfileNotFound,
+                "hardware_profile_id",
+                "is not configured",
+            )
+            .with("hardware_profile_id", id)
+        })?),
+        None => None,
+    };
+    let base = profile.map(|profile| &profile.hardware).or(base);
+    let needed = |field: &str| {
+        Fault::field(
+            Reason::FieldRequired,
+            field,
+            "is needed without a hardware profile",
+        )
+    };
+    let vcpus = wish
+        .vcpus
+        .or(base.map(|base| base.vcpus))
+        .ok_or_else(|| needed("hardware.vcpus"))?;
+    let memory = wish
+        .memory_bytes
+        .or(base.map(|base| base.memory))
+        .ok_or_else(|| needed("hardware.memory_bytes"))?;
+    let facts = core.hypervisor.facts()?;
+    if vcpus == 0 || vcpus > core.config.vms.max_vcpus_per_vm {
+        return Err(Fault::field(
+            Reason::FieldInvalid,
+            "hardware.vcpus",
+            format!("must be 1 to {}", core.config.vms.max_vcpus_per_vm),
+        ));
+    }
+    if memory < LEAST_MEMORY || !memory.get().is_multiple_of(GRAIN.get()) {
+        return Err(Fault::field(
+            Reason::FieldInvalid,
+            "hardware.memory_bytes",
+            "must be a multiple of 1 MiB, from 16 MiB",
+        ));
+    }
+    if memory > facts.memory {
+        return Err(Fault::field(
+            Reason::HostMemory,
+            "hardware.memory_bytes",
+            format!("is {memory}, and the host has {}", facts.memory),
+        ));
+    }
+    let cpu = wish
+        .cpu
+        .clone()
+        .or(base.map(|base| base.cpu.clone()))
+        .unwrap_or_default();
+    let wished = wish
+        .accelerator
+        .or(base.map(|base| base.accelerator))
+        .unwrap_or_default();
+    let wished = if wished == Accelerator::Auto {
+        core.config.hypervisor.accelerator
+    } else {
+        wished
+    };
+    let (accelerator, hypervisor) = accelerator(core, wished)?;
+    if matches!(cpu, Cpu::HostPassthrough | Cpu::HostModel) && hypervisor == Hypervisor::Qemu {
+        return Err(Fault::field(
+            Reason::KvmUnavailable,
+            "hardware.cpu_mode",
+            "needs KVM, and this VM would run without it",
+        ));
+    }
+    let firmware = wish
+        .firmware
+        .or(base.map(|base| base.firmware))
+        .unwrap_or_default();
+    if firmware == Firmware::Uefi && !facts.uefi && hypervisor != Hypervisor::Test {
+        return Err(Fault::field(
+            Reason::FieldInvalid,
+            "hardware.firmware",
+            "can't be UEFI here: libvirt finds no UEFI firmware on this host",
+        ));
+    }
+    let machine = wish
+        .machine
+        .clone()
+        .or(base.map(|base| base.machine.clone()))
+        .unwrap_or_else(|| PLAIN_MACHINE.to_owned());
+    if hypervisor != Hypervisor::Test
+        && !facts.machines.is_empty()
+        && !facts.machines.contains(&machine)
+    {
+        return Err(Fault::field(
+            Reason::FieldInvalid,
+            "hardware.machine",
+            "is not a machine type that this host's QEMU has",
+        )
+        .with("machine", machine));
+    }
+    Ok((
+        Hardware {
+            vcpus,
+            memory,
+            cpu,
+            machine,
+            firmware,
+            accelerator,
+        },
+        hypervisor,
+    ))
+}
+
+fn accelerator(core: &Core, wished: Accelerator) -> Result<(Accelerator, Hypervisor), Fault> {
+    if core.hypervisor.is_simulated() {
+        return Ok((wished, Hypervisor::Test));
+    }
+    let kvm = core.node.kvm_works();
+    match wished {
+        Accelerator::Auto if kvm => Ok((Accelerator::Kvm, Hypervisor::Kvm)),
+        Accelerator::Auto | Accelerator::Tcg => Ok((Accelerator::Tcg, Hypervisor::Qemu)),
+        Accelerator::Kvm if kvm => Ok((Accelerator::Kvm, Hypervisor::Kvm)),
+        Accelerator::Kvm => Err(Fault::field(
+            Reason::KvmUnavailable,
+            "hardware.accelerator",
+            "can't be KVM: /dev/kvm can't be opened, or the processor has no vmx or svm",
+        )),
+    }
+}

@@ -1,0 +1,264 @@
+//! From a request to an intent: every default filled in, every check made,
+//! nothing touched.
+//!
+//! Invariant: what passes here can be done as far as can be known before doing
+//! it; what does not pass has left nothing behind. Checks that compare VMs with
+//! one another (MAC addresses, volume ids, the host's memory) run under one
+//! lock, [`super::vms::Vms::admission`], until the record is published.
+
+mod hardware;
+mod nics;
+mod volumes;
+
+pub use hardware::check_host;
+
+use super::core::Core;
+use super::fault::internal;
+use crate::config::VmSettings;
+use crate::model::bytes::Bytes;
+use crate::model::fault::Fault;
+use crate::model::ids::{OperationId, VmId};
+use crate::model::lifecycle::Seen;
+use crate::model::reason::Reason;
+use crate::model::request::{CreateVm, NewVolume, ReplaceRoot, SizePolicy, StopWish, VmChanges};
+use crate::model::stop::{OnTimeout, StopPolicy};
+use crate::model::tag;
+use crate::model::time::Timestamp;
+use crate::model::vm::{Life, Vm};
+use crate::model::volume::Volume;
+use hardware::hardware;
+use nics::nics;
+use volumes::{Place, check_room, check_volume_ids, root_pool, volume};
+
+/// How to stop a guest, with the configured times where the caller gave none.
+pub fn stop_policy(wish: Option<StopWish>, settings: &VmSettings) -> StopPolicy {
+    match wish {
+        Some(StopWish::Force) => StopPolicy::Force,
+        Some(StopWish::Graceful {
+            timeout,
+            resend_interval,
+            on_timeout,
+        }) => StopPolicy::Graceful {
+            timeout: timeout.unwrap_or(settings.stop_timeout),
+            resend_interval: resend_interval.unwrap_or(settings.stop_resend),
+            on_timeout,
+        },
+        None => StopPolicy::Graceful {
+            timeout: settings.stop_timeout,
+            resend_interval: settings.stop_resend,
+            on_timeout: OnTimeout::Fail,
+        },
+    }
+}
+
+/// The record of the VM that a CreateVm asks for. The caller holds the
+/// admission lock.
+///
+/// # Errors
+/// See CreateVm in the API.
+pub async fn create(
+    core: &Core,
+    id: VmId,
+    operation: OperationId,
+    wish: &CreateVm,
+    now: Timestamp,
+) -> Result<Vm, Fault> {
+    let tags = tag::parse(&wish.system_tags)?;
+    let (hardware, hypervisor) = hardware(
+        core,
+        wish.hardware_profile_id.as_deref(),
+        &wish.hardware,
+        None,
+    )?;
+    let root_wish = NewVolume {
+        image_id: Some(wish.image_id),
+        ..wish.root_volume.clone()
+    };
+    let root_pool = root_pool(core, &tags, wish.root_volume.pool.as_deref())?;
+    let root = volume(
+        core,
+        &root_wish,
+        Place {
+            index: 0,
+            pool: root_pool,
+            field: "root_volume",
+            image_field: "image_id",
+        },
+        now,
+    )?;
+    let mut volumes = vec![root];
+    for (index, data) in (1u32..).zip(&wish.data_volumes) {
+        let field = format!("data_volumes[{}]", index - 1);
+        let pool = match &data.pool {
+            Some(name) => core.pools.named(name, &format!("{field}.pool"))?,
+            None => core.pools.default_pool(),
+        };
+        let image_field = format!("{field}.image_id");
+        let place = Place {
+            index,
+            pool: pool.pool.name(),
+            field: &field,
+            image_field: &image_field,
+        };
+        volumes.push(volume(core, data, place, now)?);
+    }
+    check_volume_ids(core, id, &volumes).await?;
+    check_room(core, &volumes).await?;
+    let nics = nics(core, id, &wish.nics)?;
+    if wish.start {
+        check_host(core, id, &hardware)?;
+    }
+    check_text(&wish.name, "name")?;
+    Ok(Vm {
+        id,
+        name: wish.name.clone(),
+        description: wish.description.clone(),
+        labels: wish.labels.clone(),
+        annotations: wish.annotations.clone(),
+        package: wish.package.clone(),
+        platform: wish.platform.clone(),
+        os: wish.os.clone(),
+        image_id: wish.image_id,
+        hardware_profile_id: wish.hardware_profile_id.clone(),
+        hardware,
+        hypervisor,
+        volumes,
+        nics,
+        vnc: wish.vnc,
+        system_tags: wish.system_tags.clone(),
+        user_tags: wish.user_tags.clone(),
+        generation: 1,
+        create_time: now,
+        update_time: now,
+        life: Life::Making,
+        seen: Seen::NOTHING,
+        last_host_id: None,
+        created_by: operation,
+        created_as: wish.clone(),
+    })
+}
+
+/// The record after an UpdateVm.
+///
+/// # Errors
+/// See UpdateVm in the API.
+pub fn update(core: &Core, vm: &Vm, changes: &VmChanges) -> Result<Vm, Fault> {
+    let mut after = Vm {
+        generation: vm.generation + 1,
+        ..vm.clone()
+    };
+    let set = |to: &mut String, from: &Option<String>| {
+        if let Some(value) = from {
+            to.clone_from(value);
+        }
+    };
+    if let Some(name) = &changes.name {
+        check_text(name, "vm.name")?;
+    }
+    set(&mut after.name, &changes.name);
+    set(&mut after.description, &changes.description);
+    set(&mut after.package, &changes.package);
+    set(&mut after.platform, &changes.platform);
+    set(&mut after.os, &changes.os);
+    if let Some(labels) = &changes.labels {
+        after.labels.clone_from(labels);
+    }
+    if let Some(annotations) = &changes.annotations {
+        after.annotations.clone_from(annotations);
+    }
+    if let Some(tags) = &changes.user_tags {
+        after.user_tags.clone_from(tags);
+    }
+    if changes.changes_hardware() {
+        let profile = changes.hardware_profile_id.as_deref();
+        let wish = changes.hardware.clone().unwrap_or_default();
+        let base = if profile.is_some() {
+            None
+        } else {
+            Some(&vm.hardware)
+        };
+        (after.hardware, after.hypervisor) = hardware(core, profile, &wish, base)?;
+        if let Some(profile) = profile {
+            after.hardware_profile_id = Some(profile.to_owned());
+        }
+    }
+    Ok(after)
+}
+
+/// The new root volume of a ReplaceRootVolume. The caller holds the admission
+/// lock.
+///
+/// # Errors
+/// See ReplaceRootVolume in the API.
+pub async fn new_root(
+    core: &Core,
+    vm: &Vm,
+    wish: &ReplaceRoot,
+    now: Timestamp,
+) -> Result<Volume, Fault> {
+    let tags = tag::parse(&wish.system_tags)?;
+    let old = vm
+        .root()
+        .ok_or_else(|| internal("a VM has no root volume"))?;
+    let pool = match &tags.ceph_root_pool {
+        Some(_) => root_pool(core, &tags, None)?,
+        None => core.pools.named(&old.pool, "vm_id")?.pool.name(),
+    };
+    let image = core.images.ready(wish.image_id, "image_id")?;
+    let size = match wish.size_policy {
+        SizePolicy::KeepLarger => old.size.max(image.virtual_size),
+        SizePolicy::Image => Bytes::ZERO,
+        SizePolicy::Exact(size) if size == Bytes::ZERO => {
+            return Err(Fault::field(
+                Reason::FieldRequired,
+                "size_bytes",
+                "is needed with EXACT",
+            ));
+        }
+        SizePolicy::Exact(size) => size,
+    };
+    let new = NewVolume {
+        volume_id: wish.resource_id,
+        name: old.name.clone(),
+        size_bytes: size,
+        image_id: Some(wish.image_id),
+        shareable: old.shareable,
+        qos: old.qos,
+        delete_with_vm: old.delete_with_vm,
+        description: old.description.clone(),
+        annotations: old.annotations.clone(),
+        pool: None,
+    };
+    let place = Place {
+        index: 0,
+        pool,
+        field: "",
+        image_field: "image_id",
+    };
+    let volume = volume(core, &new, place, now)?;
+    check_volume_ids(core, vm.id, std::slice::from_ref(&volume))
+        .await
+        .map_err(|mut fault| {
+            // The field has another name here.
+            fault
+                .metadata
+                .insert("field".to_owned(), "resource_id".to_owned());
+            for field in &mut fault.fields {
+                "resource_id".clone_into(&mut field.field);
+            }
+            fault
+        })?;
+    check_room(core, std::slice::from_ref(&volume)).await?;
+    Ok(volume)
+}
+
+/// Refuses text that XML can't carry: it would be lost in the domain.
+fn check_text(text: &str, field: &str) -> Result<(), Fault> {
+    crate::libvirt::xml::check_title(text).map_err(|_| {
+        Fault::field(
+            Reason::FieldInvalid,
+            field,
+            "has a character that can't be stored",
+        )
+    })
+}

@@ -1,0 +1,100 @@
+//! Network interfaces: where they plug in, and addresses that nobody else has.
+
+use super::Core;
+use crate::model::fault::Fault;
+use crate::model::ids::{NicId, VmId};
+use crate::model::nic::{Attachment, MacAddress, Nic};
+use crate::model::reason::Reason;
+use crate::model::request::NewNic;
+
+pub(super) fn nics(core: &Core, vm: VmId, wishes: &[NewNic]) -> Result<Vec<Nic>, Fault> {
+    let mut nics = Vec::new();
+    for (index, wish) in (0u32..).zip(wishes) {
+        let path = |name: &str| format!("nics[{index}].{name}");
+        let (attachment, network_mtu) = match (&wish.attachment, &wish.network_id) {
+            (Some(_), Some(_)) => {
+                return Err(Fault::field(
+                    Reason::FieldInvalid,
+                    path("network_id"),
+                    "can't be given together with an attachment",
+                ));
+            }
+            (Some(attachment), None) => (attachment.clone(), None),
+            (None, Some(network)) => {
+                let found = core.config.network(network).ok_or_else(|| {
+                    Fault::field(
+                        Reason::NetworkNotFound,
+                        path("network_id"),
+                        "is not configured",
+                    )
+                    .with("network_id", network)
+                })?;
+                (found.attachment.clone(), found.mtu)
+            }
+            (None, None) => {
+                return Err(Fault::field(
+                    Reason::FieldRequired,
+                    path("network_id"),
+                    "or an attachment is needed",
+                ));
+            }
+        };
+        let mtu = wish.mtu.or(network_mtu);
+        if mtu.is_some() && attachment == Attachment::User {
+            return Err(Fault::field(
+                Reason::FieldInvalid,
+                path("mtu"),
+                "can't be set on a user network",
+            ));
+        }
+        let id = wish.nic_id.unwrap_or_else(NicId::random);
+        let mac = wish.mac.unwrap_or_else(|| MacAddress::derived(id, vm));
+        check_mac(core, vm, mac, &nics, &path("mac"))?;
+        if nics.iter().any(|nic: &Nic| nic.id == id) {
+            return Err(Fault::field(
+                Reason::FieldInvalid,
+                path("nic_id"),
+                "is given twice",
+            ));
+        }
+        nics.push(Nic {
+            id,
+            network_id: wish.network_id.clone(),
+            mac,
+            device_index: index,
+            model: wish.model,
+            mtu,
+            ip_addresses: wish.ip_addresses.clone(),
+            metadata: wish.metadata.clone(),
+            attachment,
+        });
+    }
+    Ok(nics)
+}
+
+fn check_mac(
+    core: &Core,
+    vm: VmId,
+    mac: MacAddress,
+    own: &[Nic],
+    field: &str,
+) -> Result<(), Fault> {
+    if own.iter().any(|nic| nic.mac == mac) {
+        return Err(Fault::field(Reason::MacInUse, field, "is given twice").with("mac", mac));
+    }
+    for view in core.vms.list() {
+        if let Some(other) = &view.vm
+            && other.id != vm
+            && other.nics.iter().any(|nic| nic.mac == mac)
+        {
+            return Err(Fault::field(
+                Reason::MacInUse,
+                field,
+                format!("is used by VM {}", other.id),
+            )
+            .with("mac", mac)
+            .with("vm_id", other.id));
+        }
+    }
+    Ok(())
+}
