@@ -79,10 +79,10 @@ impl Call {
 fn log(fault: &Fault) {
     let reason = fault.reason.as_str();
     // Texts of requests are shown escaped: a line of the log stays one line.
-    let message: String = fault.message.chars().take(512).collect();
+    let why: String = fault.message.chars().take(512).collect();
     match fault.reason {
-        Reason::Internal => tracing::error!(reason, ?message, "call failed"),
-        _ => tracing::info!(reason, ?message, "call refused"),
+        Reason::Internal => tracing::error!(reason, ?why, "call failed"),
+        _ => tracing::info!(reason, ?why, "call refused"),
     }
 }
 

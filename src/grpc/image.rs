@@ -52,17 +52,14 @@ impl ImageService for ImageCalls {
             let mut all = core.images.list();
             all.retain(|image| page::has_labels(&image.labels, &request.labels));
             let page = page::cut(
-                all,
+                &all,
                 |image| image.id.0,
                 request.page_size,
                 &request.page_token,
+                |found| image::shown(found, core.vms.volumes_of_image(found.id)),
             )?;
             Ok(wire::ListImagesResponse {
-                images: page
-                    .items
-                    .iter()
-                    .map(|found| image::shown(found, core.vms.volumes_of_image(found.id)))
-                    .collect(),
+                images: page.items,
                 next_page_token: page.next,
             })
         })

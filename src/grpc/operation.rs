@@ -46,13 +46,16 @@ impl OperationService for OperationCalls {
                 .operations
                 .list(operation::query(&request)?)
                 .await?;
+            let all = &listed.operations;
+            let operations = page::fitting(all.iter().map(|one| self.0.operation(one)));
+            // Of those that did not fit, the next page begins with the first.
+            let cut = all
+                .get(operations.len())
+                .and(all.get(operations.len().saturating_sub(1)));
+            let next = cut.map_or(listed.next, |last| Some((last.create_time, last.id)));
             Ok(wire::ListOperationsResponse {
-                operations: listed
-                    .operations
-                    .iter()
-                    .map(|one| self.0.operation(one))
-                    .collect(),
-                next_page_token: page::operations_token(listed.next),
+                operations,
+                next_page_token: page::operations_token(next),
             })
         })
         .await

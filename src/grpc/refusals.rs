@@ -70,7 +70,7 @@ fn with_reason(answer: Response<Body>, rpc: String) -> Response<Body> {
     let code = tonic::Code::from_bytes(code.as_bytes());
     match status::refused_by_transport(code) {
         Some(status) => {
-            tracing::info!(?rpc, message = status.message(), "call refused");
+            tracing::info!(?rpc, why = status.message(), "call refused");
             status.into_http()
         }
         None => answer,

@@ -7,9 +7,7 @@ use crate::model::fault::Fault;
 use crate::model::ids::VmId;
 use crate::proto::v1 as wire;
 use crate::proto::v1::vm_service_server::VmService;
-use crate::service::cell::View;
 use crate::service::vms;
-use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// Answers for VMs.
@@ -68,15 +66,17 @@ impl VmService for VmCalls {
                         .as_ref()
                         .is_some_and(|vm| page::has_labels(&vm.labels, &request.labels))
             });
-            let id = |view: &Arc<View>| convert::vm::id(view);
-            let page = page::cut(views, id, request.page_size, &request.page_token)?;
             let host = self.0.host();
+            let page = page::cut(
+                &views,
+                |view| convert::vm::id(view),
+                request.page_size,
+                &request.page_token,
+                // All of them have a record, or they would have no state.
+                |view| convert::vm::shown(view, host).unwrap_or_default(),
+            )?;
             Ok(wire::ListVmsResponse {
-                vms: page
-                    .items
-                    .iter()
-                    .filter_map(|view| convert::vm::shown(view, host))
-                    .collect(),
+                vms: page.items,
                 next_page_token: page.next,
                 total_size: page.total,
             })

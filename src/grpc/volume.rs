@@ -51,14 +51,15 @@ impl VolumeService for VolumeCalls {
                     && (request.pool.is_empty() || view.volume.pool == request.pool)
             });
             all.sort_by_key(|view| view.volume.id);
-            let id = |view: &volumes::VolumeView| view.volume.id.0;
-            let page = page::cut(all, id, request.page_size, &request.page_token)?;
+            let page = page::cut(
+                &all,
+                |view| view.volume.id.0,
+                request.page_size,
+                &request.page_token,
+                |view| volume::shown(view.vm_id, &view.volume, view.pending),
+            )?;
             Ok(wire::ListVolumesResponse {
-                volumes: page
-                    .items
-                    .iter()
-                    .map(|view| volume::shown(view.vm_id, &view.volume, view.pending))
-                    .collect(),
+                volumes: page.items,
                 next_page_token: page.next,
             })
         })

@@ -7,11 +7,15 @@ use super::invalid;
 use crate::model::fault::Fault;
 use crate::model::ids::OperationId;
 use crate::model::time::Timestamp;
+use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 const DEFAULT: usize = 100;
 const LARGEST: u32 = 1000;
+/// Bytes of the things on a page: clients take answers of 4 MiB unless they are
+/// told otherwise, and annotations alone may have 256 KiB.
+const ANSWER: usize = 3 << 20;
 
 /// How many a page shall have.
 pub(in super::super) fn size(given: u32) -> Result<usize, Fault> {
@@ -22,41 +26,54 @@ pub(in super::super) fn size(given: u32) -> Result<usize, Fault> {
     }
 }
 
-/// A page of things that are sorted by their ids.
+/// A page of things that are sorted by their ids, as they are shown.
 #[derive(Debug)]
-pub(in super::super) struct Page<T> {
+pub(in super::super) struct Page<M> {
     /// The page.
-    pub(in super::super) items: Vec<T>,
+    pub(in super::super) items: Vec<M>,
     /// For the next one; empty on the last.
     pub(in super::super) next: String,
     /// How many there are on all pages.
     pub(in super::super) total: u32,
 }
 
-/// Cuts a page out of `all`, which is sorted by `id`.
-pub(in super::super) fn cut<T>(
-    all: Vec<T>,
+/// Cuts a page out of `all`, which is sorted by `id`, and shows what is on it.
+pub(in super::super) fn cut<T, M: Message>(
+    all: &[T],
     id: impl Fn(&T) -> Uuid,
     page_size: u32,
     token: &str,
-) -> Result<Page<T>, Fault> {
+    show: impl Fn(&T) -> M,
+) -> Result<Page<M>, Fault> {
     let size = size(page_size)?;
     let after = match token {
         "" => None,
         token => Some(uuid(token).ok_or_else(malformed)?),
     };
     let total = u32::try_from(all.len()).unwrap_or(u32::MAX);
-    let mut items: Vec<T> = all
-        .into_iter()
-        .filter(|item| after.is_none_or(|after| id(item) > after))
-        .collect();
-    let more = items.len() > size;
-    items.truncate(size);
-    let next = match items.last() {
-        Some(last) if more => id(last).simple().to_string(),
-        Some(_) | None => String::new(),
+    let rest = &all[all.partition_point(|item| after.is_some_and(|after| id(item) <= after))..];
+    let items = fitting(rest.iter().take(size).map(show));
+    let next = match items.len() {
+        0 => String::new(),
+        taken if taken == rest.len() => String::new(),
+        taken => id(&rest[taken - 1]).simple().to_string(),
     };
     Ok(Page { items, next, total })
+}
+
+/// As many of `messages` as an answer takes, and one at least.
+pub(in super::super) fn fitting<M: Message>(messages: impl Iterator<Item = M>) -> Vec<M> {
+    let mut room = ANSWER;
+    let mut taken = Vec::new();
+    for message in messages {
+        let bytes = message.encoded_len();
+        if bytes > room && !taken.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(bytes);
+        taken.push(message);
+    }
+    taken
 }
 
 /// Where a page of operations ended.

@@ -807,20 +807,23 @@ fn an_import_is_checked_field_by_field() {
 #[test]
 fn pages_follow_one_another_and_other_tokens_are_refused() {
     let all: Vec<u128> = (1..=5).collect();
-    let cut = |size, token: &str| page::cut(all.clone(), |n| Uuid::from_u128(*n), size, token);
-    let first = cut(2, "").unwrap();
-    assert_eq!(
-        (first.items.as_slice(), first.total),
-        ([1, 2].as_slice(), 5)
-    );
-    let second = cut(2, &first.next).unwrap();
-    assert_eq!(second.items, [3, 4]);
-    let last = cut(2, &second.next).unwrap();
-    assert_eq!(
-        (last.items.as_slice(), last.next.as_str()),
-        ([5].as_slice(), "")
-    );
-    assert_eq!(cut(0, "").unwrap().items.len(), 5);
+    let show = |n: &u128| wire::Hardware {
+        vcpus: u32::try_from(*n).unwrap(),
+        ..Default::default()
+    };
+    let cut = |size, token: &str| {
+        let page = page::cut(&all, |n| Uuid::from_u128(*n), size, token, show)?;
+        let numbers: Vec<u32> = page.items.iter().map(|item| item.vcpus).collect();
+        Ok::<_, Fault>((numbers, page.next, page.total))
+    };
+    let (first, next, total) = cut(2, "").unwrap();
+    assert_eq!((first, total), (vec![1, 2], 5));
+    let (second, next, _) = cut(2, &next).unwrap();
+    assert_eq!(second, [3, 4]);
+    let (last, next, _) = cut(2, &next).unwrap();
+    assert_eq!((last, next.as_str()), (vec![5], ""));
+    assert_eq!(cut(0, "").unwrap().0.len(), 5);
+    assert_eq!(cut(5, "").unwrap().1, "");
     assert_eq!(cut(1001, "").unwrap_err().fields[0].field, "page_size");
     for token in ["x", "0123", ID.to_uppercase().trim_end_matches('F')] {
         let fault = cut(2, token).unwrap_err();
@@ -836,6 +839,23 @@ fn pages_follow_one_another_and_other_tokens_are_refused() {
         at
     );
     assert_eq!(page::operations_after("").unwrap(), None);
+}
+
+#[test]
+fn a_page_is_no_larger_than_clients_take_and_has_one_at_least() {
+    let all: Vec<u128> = (1..=5).collect();
+    let page = |mib: usize, token: &str| {
+        let show = |_: &u128| wire::Screenshot {
+            png: vec![0; mib << 20],
+        };
+        let page = page::cut(&all, |n| Uuid::from_u128(*n), 0, token, show).unwrap();
+        (page.items.len(), page.next)
+    };
+    let (taken, next) = page(1, "");
+    assert_eq!(taken, 2, "two and their lengths; three are more than 3 MiB");
+    assert_eq!(page(1, &next).0, 2);
+    let (taken, next) = page(8, "");
+    assert_eq!((taken, next.is_empty()), (1, false));
 }
 
 #[test]
