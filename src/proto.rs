@@ -1,6 +1,6 @@
 //! The wire types and service stubs that `build.rs` makes from `proto/`.
 //!
-//! Only `grpc`, `report` and `cli` speak them. The comments live in the protos.
+//! Only `grpc` and `cli` speak them. The comments live in the protos.
 
 #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 

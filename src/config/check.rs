@@ -314,7 +314,6 @@ fn images(section: Section<'_>, pools: &[PoolSettings]) -> ImageSettings {
         max_source_size: section
             .size("max_source_size", Bytes::mib(1)..=Bytes::gib(1 << 20))
             .unwrap_or(default.max_source_size),
-        // qemu-img itself needs about 100 MiB of address space to start.
         download_stall: section
             .duration("download_stall", SECOND..=HOUR)
             .unwrap_or(default.download_stall),

@@ -7,11 +7,12 @@
 use crate::libvirt::VncEndpoint;
 use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, VmId};
-use crate::model::lifecycle::{self, Observed, Resting, Seen, StateReason};
+use crate::model::lifecycle::{self, Observed, PauseCause, Resting, Seen, StateReason};
 use crate::model::operation::OperationKind;
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 
@@ -64,6 +65,7 @@ pub struct Cell {
     inner: Mutex<View>,
     view: watch::Sender<Arc<View>>,
     dirty: Notify,
+    no_space: AtomicBool,
 }
 
 impl Cell {
@@ -74,6 +76,7 @@ impl Cell {
             view: watch::Sender::new(Arc::new(first.clone())),
             inner: Mutex::new(first),
             dirty: Notify::new(),
+            no_space: AtomicBool::new(false),
         }
     }
 
@@ -120,6 +123,7 @@ impl Cell {
     /// Takes in what is seen of the domain. Returns whether the VM's state or
     /// its reason has changed.
     pub fn observe(&self, observed: Observed, now: Timestamp) -> bool {
+        let observed = self.refine(observed);
         let mut changed = false;
         self.change(|view| {
             view.away = false;
@@ -141,6 +145,12 @@ impl Cell {
         changed
     }
 
+    /// Notes that a volume could not grow; libvirt's state only says that reading
+    /// or writing failed.
+    pub fn note_no_space(&self) {
+        self.no_space.store(true, Ordering::Relaxed);
+    }
+
     /// Says that the domain should be looked at. Many calls come to one look.
     pub fn touch(&self) {
         self.dirty.notify_one();
@@ -149,6 +159,30 @@ impl Cell {
     /// Waits until the domain should be looked at.
     pub async fn touched(&self) {
         self.dirty.notified().await;
+    }
+
+    /// Adds to what is seen what an event told before.
+    fn refine(&self, observed: Observed) -> Observed {
+        match observed {
+            Observed::Paused(PauseCause::IoError) if self.no_space.load(Ordering::Relaxed) => {
+                Observed::Paused(PauseCause::NoSpace)
+            }
+            Observed::Paused(PauseCause::IoError) => observed,
+            Observed::Absent
+            | Observed::Off(_)
+            | Observed::Saved
+            | Observed::Running
+            | Observed::Paused(
+                PauseCause::Unknown
+                | PauseCause::User
+                | PauseCause::NoSpace
+                | PauseCause::Busy
+                | PauseCause::Crashed,
+            ) => {
+                self.no_space.store(false, Ordering::Relaxed);
+                observed
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, View> {

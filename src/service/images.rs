@@ -24,6 +24,7 @@ use crate::storage::{ImageFile, ImageSource, SourcePolicy, UrlPrefix};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tracing::Instrument;
 
 /// All images.
 pub struct Images {
@@ -400,8 +401,10 @@ pub fn begin(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
     if let Some(known) = core.images.lock().get_mut(&id) {
         known.current = Some(live.clone());
     }
+    let span = tracing::info_span!("operation", image_id = %id, operation_id = %live.id());
     let task = core.clone();
-    core.tasks.spawn(async move { work(&task, id, live).await });
+    core.tasks
+        .spawn(async move { work(&task, id, live).await }.instrument(span));
 }
 
 async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {

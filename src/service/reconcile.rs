@@ -15,7 +15,7 @@ use super::operations::now;
 use super::vms::adopt;
 use super::{images, node};
 use crate::journal::{Batch, Loaded};
-use crate::libvirt::{DomainEvent, DomainState};
+use crate::libvirt::{DomainChange, DomainEvent, DomainState, IoErrorAction};
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VmId};
 use crate::model::image::{Image, ImageState};
@@ -25,6 +25,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+
+/// QEMU's word for a file system or pool that is full.
+const NO_SPACE: &str = "enospc";
 
 /// What the journal held, until the first look at the host is done.
 pub struct Reconciler {
@@ -198,6 +201,15 @@ impl Observer for Reconciler {
     fn event(&self, event: DomainEvent) {
         if let Some(cell) = self.core.vms.cell(event.id) {
             tracing::debug!(vm_id = %event.id, what = ?event.what, "libvirt event");
+            if let DomainChange::IoError {
+                action: IoErrorAction::Paused,
+                reason,
+                ..
+            } = &event.what
+                && reason == NO_SPACE
+            {
+                cell.note_no_space();
+            }
             cell.touch();
         }
     }

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 /// What reaches a worker through its queue.
 pub enum Incoming {
@@ -664,14 +665,21 @@ impl Worker {
         };
         let plan = plans::plan(&self.cell, &operation);
         // A task of its own, so that a plan that panics is only a failed plan.
-        let running = self.core.tasks.spawn(async move {
+        let span = tracing::info_span!(
+            "operation",
+            vm_id = %self.cell.id,
+            operation_id = %operation.id,
+            kind = operation.intent.kind().as_str()
+        );
+        let work = async move {
             match plan {
                 // Of an operation of a former run: nothing can be measured yet.
                 Ok(_) if !plan::until_libvirt_is_there(&run).await => Ended::Halted,
                 Ok(plan) => plan::execute(&run, &plan).await,
                 Err(fault) => Ended::Failed(fault),
             }
-        });
+        };
+        let running = self.core.tasks.spawn(work.instrument(span));
         self.running = Some((live, running));
     }
 
