@@ -9,4 +9,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod behind;
+mod create;
+mod host;
 mod process;
+mod storm;
+mod table;

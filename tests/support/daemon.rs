@@ -367,7 +367,10 @@ impl Drop for Daemon {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let end = &lines[lines.len().saturating_sub(60)..];
-            eprintln!("--- the end of the daemon's log ---\n{}\n---", end.join("\n"));
+            eprintln!(
+                "--- the end of the daemon's log ---\n{}\n---",
+                end.join("\n")
+            );
         }
     }
 }

@@ -51,11 +51,7 @@ impl Refusal {
 
 impl From<&tonic::Status> for Refusal {
     fn from(status: &tonic::Status) -> Self {
-        Self::new(
-            status.code(),
-            status.message(),
-            &status.get_error_details(),
-        )
+        Self::new(status.code(), status.message(), &status.get_error_details())
     }
 }
 
