@@ -110,7 +110,7 @@ memory_overcommit = \"much\"
         "colour: unknown key (known here: api, hardware_profiles, hypervisor, images, journal, \
          log, networks, node, operations, pools, shutdown, vms, vnc) (line 1)",
         "hypervisor.uri: must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or \
-         test:///default (line 3)",
+         test:///default, the daemons' also as qemu+unix or test+unix with ?socket=PATH (line 3)",
         "hypervisor.connection: unknown key (known here: accelerator, call_timeout, connections, \
          uri) (line 4)",
         "hypervisor.connections: must be a whole number from 1 to 32 (line 5)",
@@ -322,4 +322,36 @@ fn the_simulated_host_stays_in_its_directory() {
     }
     assert_eq!(config.hypervisor.uri, "test:///default");
     assert_eq!(config.log.target, LogTarget::Stderr);
+}
+
+#[test]
+fn the_hypervisor_is_on_this_host_and_may_be_reached_over_its_socket() {
+    for uri in [
+        "qemu:///system",
+        "qemu:///session",
+        "qemu+unix:///system?socket=/run/private/libvirt-sock",
+        "qemu:///embed?root=/tmp/k",
+        "test:///default",
+        "test+unix:///default?socket=/tmp/d/libvirt-sock",
+    ] {
+        let config = Config::from_toml(&format!("[hypervisor]\nuri = \"{uri}\""));
+        assert_eq!(config.expect("is taken").hypervisor.uri, uri);
+    }
+    for uri in [
+        "",
+        "qemu",
+        "xen:///system",
+        "qemu:///other",
+        "qemu+unix:///embed?root=/tmp/k",
+        "test:///",
+        "qemu+ssh://elsewhere/system",
+        "qemu+unix://elsewhere/system",
+        "qemu://elsewhere/system",
+        "qemu:///embed?root=relative",
+        "test:///default other",
+    ] {
+        let faults = faults(&format!("[hypervisor]\nuri = \"{uri}\""));
+        assert_eq!(faults.len(), 1, "{uri}");
+        assert!(faults[0].starts_with("hypervisor.uri: must"), "{faults:?}");
+    }
 }

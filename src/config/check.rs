@@ -102,19 +102,27 @@ fn hypervisor(section: Section<'_>) -> HypervisorSettings {
 
 /// Takes the drivers that kvmlet is made for, on this host only: it reads and
 /// writes the disks' files itself, so the hypervisor must see the same ones.
+/// Parameters are looked at closely where the URI is used.
 fn check_uri(text: &str) -> Result<String, &'static str> {
-    if text.contains(['\0', '\n']) {
-        return Err("must not hold control characters");
+    const KINDS: &str = "must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or \
+         test:///default, the daemons' also as qemu+unix or test+unix with ?socket=PATH";
+    if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err("must not hold control characters or spaces");
     }
-    if let Some(root) = text.strip_prefix("qemu:///embed?root=") {
-        if !root.starts_with('/') {
-            return Err("must name an absolute directory after root=");
-        }
-    } else if !matches!(text, "qemu:///system" | "qemu:///session") && !text.starts_with("test:///")
-    {
-        return Err(
-            "must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or test:///default",
-        );
+    let (scheme, rest) = text.split_once("://").ok_or(KINDS)?;
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if !matches!(scheme, "qemu" | "qemu+unix" | "test" | "test+unix") {
+        return Err(KINDS);
+    }
+    if !path.starts_with('/') {
+        return Err("must not name a host: kvmlet runs on the host that it serves");
+    }
+    match (scheme, path) {
+        ("qemu" | "qemu+unix", "/system" | "/session") => {}
+        ("qemu", "/embed") if query.starts_with("root=/") => {}
+        ("qemu", "/embed") => return Err("must name an absolute directory after root="),
+        ("test" | "test+unix", path) if path != "/" => {}
+        _ => return Err(KINDS),
     }
     Ok(text.to_owned())
 }

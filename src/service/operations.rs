@@ -437,14 +437,29 @@ fn not_found(id: OperationId) -> Fault {
 }
 
 fn repeat(id: RequestId, known: &Value, request: &Value) -> Result<(), Fault> {
-    match first_difference(known, request) {
+    let call = |value: &Value| value["request"]["call"].clone();
+    let field = if call(known) == call(request) {
+        first_difference(known, request)
+    } else {
+        Some("call".to_owned())
+    };
+    match field {
         None => Ok(()),
-        Some(field) => Err(Fault::new(
-            Reason::RequestIdReused,
-            format!("request_id {id} was used for a request with another {field}"),
-        )
-        .with("field", field)),
+        Some(field) => {
+            let field = as_asked(&field);
+            Err(Fault::new(
+                Reason::RequestIdReused,
+                format!("request_id {id} was used for a request with another {field}"),
+            )
+            .with("field", field))
+        }
     }
+}
+
+/// The path of a field as the caller wrote it: the record wraps the request.
+fn as_asked(path: &str) -> &str {
+    let path = path.strip_prefix("request.").unwrap_or(path);
+    path.strip_prefix("import.").unwrap_or(path)
 }
 
 /// The path of the first field, in alphabetical order, in which two requests
