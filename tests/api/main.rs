@@ -1,0 +1,12 @@
+//! The daemon over gRPC, on libvirt's simulated driver: the contract as a
+//! control plane sees it.
+//!
+//! Every test starts a daemon of its own.
+
+// clippy allows it in a test function, not in what it calls.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod process;

@@ -1,0 +1,35 @@
+//! What the tests of the whole daemon stand on: the real binary, a libvirt
+//! daemon of one's own, and short ways to say what a test wants.
+//!
+//! Nothing here knows what is right: that is said in the tests.
+
+// Each test binary uses its own part of it.
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+pub mod api;
+pub mod daemon;
+pub mod images;
+pub mod libvirtd;
+pub mod refusal;
+
+use std::time::{Duration, Instant};
+
+/// The longest that anything may take, on a machine that does much else.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks until the answer is there; there is no event to wait on where this is
+/// used.
+pub async fn until<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    patience: Duration,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited too long for: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
