@@ -3,9 +3,8 @@
 use des::Des;
 use des::cipher::generic_array::GenericArray;
 use des::cipher::{BlockEncrypt, KeyInit};
-use kvmlet::libvirt::VncEndpoint;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 /// How the display answered.
@@ -16,8 +15,8 @@ pub(crate) enum Login {
 }
 
 /// Logs in with a password; fails if the display offers anything but that.
-pub(crate) fn login(display: &VncEndpoint, password: &str) -> Login {
-    let mut stream = TcpStream::connect((display.address, display.port)).unwrap();
+pub(crate) fn login(display: impl ToSocketAddrs, password: &str) -> Login {
+    let mut stream = TcpStream::connect(display).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
