@@ -162,16 +162,29 @@ impl Host {
         id: VmId,
         body: impl FnOnce(&Domain) -> Result<T, VirtError>,
     ) -> Result<T, LibvirtError> {
+        self.with_domain(operation, id, |domain| {
+            self.on_found(operation, domain, body)
+        })
+    }
+
+    /// Looks a domain up once for several calls, which `body` makes with
+    /// [`Host::on_found`].
+    pub(super) fn with_domain<T>(
+        &self,
+        operation: &'static str,
+        id: VmId,
+        body: impl FnOnce(&Domain) -> Result<T, LibvirtError>,
+    ) -> Result<T, LibvirtError> {
         self.on_worker(operation, |worker| {
             let domain = self
                 .run(operation, worker, |c| c.lookup_domain_by_uuid(id.0))
                 .map_err(before_the_call)?;
-            self.run(operation, worker, |_| body(&domain))
+            body(&domain)
         })
     }
 
-    /// Makes one call on a domain that this call of ours has just listed.
-    pub(super) fn on_listed<T>(
+    /// Makes one call on a domain that was just looked up or listed.
+    pub(super) fn on_found<T>(
         &self,
         operation: &'static str,
         domain: &Domain,

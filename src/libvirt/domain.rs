@@ -31,6 +31,25 @@ pub struct DomainState {
     pub persistent: bool,
 }
 
+/// What is seen of a domain: all that its VM's state follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    /// What it does now.
+    pub power: Power,
+    /// Its memory is saved; one that is active has none saved.
+    pub managed_save: bool,
+}
+
+impl DomainState {
+    /// The part that its VM's state follows from.
+    pub const fn sighting(&self) -> Sighting {
+        Sighting {
+            power: self.power,
+            managed_save: self.managed_save,
+        }
+    }
+}
+
 /// How a guest is asked to shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ShutdownMethod {
@@ -72,12 +91,12 @@ impl Host {
         for domain in &domains {
             // Asked on what was listed: a lookup each would double the time.
             let state = || {
-                let id = self.on_listed(WHAT, domain, |d| d.uuid().map(VmId))?;
+                let id = self.on_found(WHAT, domain, |d| d.uuid().map(VmId))?;
                 Ok(DomainState {
                     id,
-                    name: self.on_listed(WHAT, domain, Domain::name)?,
-                    power: self.on_listed(WHAT, domain, power::read)?,
-                    metadata: readable(self.on_listed(WHAT, domain, raw_metadata)?),
+                    name: self.on_found(WHAT, domain, Domain::name)?,
+                    power: self.on_found(WHAT, domain, power::read)?,
+                    metadata: readable(self.on_found(WHAT, domain, raw_metadata)?),
                     managed_save: saved.contains(&id),
                     persistent: !transient.contains(&id),
                 })
@@ -87,23 +106,41 @@ impl Host {
         Ok(states)
     }
 
-    /// Reads one domain; `None` when there is no such domain.
+    /// Reads one domain; `None` when there is no such domain. Six calls, one of
+    /// which does not leave the process.
     ///
     /// # Errors
     /// Those of any call; nothing is changed.
     pub fn get(&self, id: VmId) -> Result<Option<DomainState>, LibvirtError> {
         const WHAT: &str = "read domain";
-        let state = || {
+        present(self.with_domain(WHAT, id, |domain| {
             Ok(DomainState {
                 id,
-                name: self.on_domain(WHAT, id, Domain::name)?,
-                power: self.power(id)?,
-                metadata: self.metadata(id)?,
-                managed_save: self.on_domain(WHAT, id, |d| d.has_managed_save(0))?,
-                persistent: self.on_domain(WHAT, id, Domain::is_persistent)?,
+                name: self.on_found(WHAT, domain, Domain::name)?,
+                power: self.on_found(WHAT, domain, power::read)?,
+                metadata: readable(self.on_found(WHAT, domain, raw_metadata)?),
+                managed_save: self.on_found(WHAT, domain, |d| d.has_managed_save(0))?,
+                persistent: self.on_found(WHAT, domain, Domain::is_persistent)?,
             })
-        };
-        present(state())
+        }))
+    }
+
+    /// Looks at one domain; `None` when there is no such domain. Two calls for
+    /// one that is active, else three.
+    ///
+    /// # Errors
+    /// Those of any call; nothing is changed.
+    pub fn look(&self, id: VmId) -> Result<Option<Sighting>, LibvirtError> {
+        const WHAT: &str = "look at domain";
+        present(self.with_domain(WHAT, id, |domain| {
+            let power = self.on_found(WHAT, domain, power::read)?;
+            let managed_save =
+                !power.is_active() && self.on_found(WHAT, domain, |d| d.has_managed_save(0))?;
+            Ok(Sighting {
+                power,
+                managed_save,
+            })
+        }))
     }
 
     /// Reads what a domain does now: two calls.
@@ -112,11 +149,6 @@ impl Host {
     /// `NotFound`, and those of any call.
     pub fn power(&self, id: VmId) -> Result<Power, LibvirtError> {
         self.on_domain("read domain's state", id, power::read)
-    }
-
-    fn metadata(&self, id: VmId) -> Result<Option<Metadata>, LibvirtError> {
-        self.on_domain("read domain's metadata", id, raw_metadata)
-            .map(readable)
     }
 
     /// Reads the disks of a domain's definition, which the next start uses.
@@ -283,10 +315,12 @@ impl Host {
     /// `NotFound`, and those of any call.
     pub fn discard_managed_save(&self, id: VmId) -> Result<(), LibvirtError> {
         const WHAT: &str = "discard domain's saved memory";
-        if self.on_domain(WHAT, id, |d| d.has_managed_save(0))? {
-            self.on_domain(WHAT, id, |d| d.managed_save_remove(0))?;
-        }
-        Ok(())
+        self.with_domain(WHAT, id, |domain| {
+            if self.on_found(WHAT, domain, |d| d.has_managed_save(0))? {
+                self.on_found(WHAT, domain, |d| d.managed_save_remove(0))?;
+            }
+            Ok(())
+        })
     }
 
     /// Writes title, description and our metadata, into the definition and

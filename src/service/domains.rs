@@ -6,8 +6,8 @@
 use super::core::Core;
 use super::fault::internal;
 use crate::libvirt::{
-    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, DomainState, Metadata, OffReason,
-    PauseReason, Power, VncSpec,
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, OffReason, PauseReason, Power,
+    Sighting, VncSpec,
 };
 use crate::model::fault::Fault;
 use crate::model::ids::VmId;
@@ -104,12 +104,12 @@ pub fn spec(core: &Core, vm: &Vm) -> Result<DomainSpec, Fault> {
 }
 
 /// What libvirt shows of a domain, in the model's terms.
-pub const fn observed(state: Option<&DomainState>) -> Observed {
-    let Some(state) = state else {
+pub const fn observed(seen: Option<Sighting>) -> Observed {
+    let Some(seen) = seen else {
         return Observed::Absent;
     };
-    match state.power {
-        Power::Off(_) if state.managed_save => Observed::Saved,
+    match seen.power {
+        Power::Off(_) if seen.managed_save => Observed::Saved,
         Power::Off(reason) => Observed::Off(match reason {
             OffReason::Shutdown => OffCause::Shutdown,
             OffReason::Destroyed => OffCause::Destroyed,

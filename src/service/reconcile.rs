@@ -138,7 +138,7 @@ impl Reconciler {
         for cell in core.vms.cells() {
             let domain = domains.get(&cell.id);
             known += usize::from(domain.is_some());
-            if cell.observe(observed(domain), now())
+            if cell.observe(observed(domain.map(DomainState::sighting)), now())
                 && let Ok(vm) = cell.vm()
             {
                 let state = vm.seen.resting.as_str();

@@ -29,6 +29,7 @@ use crate::model::reason::Reason;
 use crate::model::request::{CreateVm, Envelope, PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
 use crate::model::vm::{Life, Vm};
+use futures_util::FutureExt;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,12 +88,13 @@ pub async fn run(
         let stopping = worker.core.stopping.clone();
         tokio::select! {
             biased;
-            () = worker.cell.touched() => worker.look().await,
+            // First, because its own look serves what events there are, too.
             ended = ended(&mut worker.running) => {
                 if worker.finish(ended).await == Fate::Gone {
                     break;
                 }
             }
+            () = worker.cell.touched() => worker.look().await,
             arrived = incoming.recv() => match arrived {
                 None => break,
                 Some(Incoming::Tidy) => worker.tidy().await,
@@ -141,10 +143,12 @@ impl Worker {
         if self.cell.view().vm.is_none() {
             return;
         }
+        // One look for all that has asked for one until now.
+        let _ = self.cell.touched().now_or_never();
         let found = match self
             .core
             .hypervisor
-            .call(Lane::Read, move |host| host.get(id))
+            .call(Lane::Read, move |host| host.look(id))
             .await
         {
             Ok(found) => found,
@@ -159,7 +163,7 @@ impl Worker {
                 return;
             }
         };
-        let changed = self.cell.observe(domains::observed(found.as_ref()), now());
+        let changed = self.cell.observe(domains::observed(found), now());
         self.look_at_display().await;
         if changed {
             self.record_seen().await;

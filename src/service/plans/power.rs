@@ -1,6 +1,6 @@
 //! Start, pause, resume, save, reset, reboot: one step each.
 
-use crate::libvirt::{DomainState, ErrorKind, LibvirtError, Power, RebootMethod};
+use crate::libvirt::{ErrorKind, LibvirtError, Power, RebootMethod, Sighting};
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
 use crate::service::cell::Cell;
@@ -46,16 +46,16 @@ pub(super) fn save(cell: Arc<Cell>) -> Plan {
     vec![Box::new(Save { cell })]
 }
 
-/// Reads the VM's domain.
+/// Looks at the VM's domain.
 ///
 /// # Errors
 /// As any call; a domain that is gone is `HYPERVISOR_REFUSED`.
-pub(super) async fn domain(run: &Run, cell: &Cell) -> Result<DomainState, Fault> {
+pub(super) async fn domain(run: &Run, cell: &Cell) -> Result<Sighting, Fault> {
     let id = cell.id;
     let found = run
         .core
         .hypervisor
-        .call(Lane::Read, move |host| host.get(id))
+        .call(Lane::Read, move |host| host.look(id))
         .await?;
     found.ok_or_else(|| {
         Fault::new(
@@ -71,7 +71,7 @@ pub(super) async fn has_power(run: &Run, cell: &Cell) -> Result<bool, Fault> {
     let found = run
         .core
         .hypervisor
-        .call(Lane::Read, move |host| host.get(id))
+        .call(Lane::Read, move |host| host.look(id))
         .await?;
     Ok(found.is_some_and(|domain| domain.power.is_active()))
 }

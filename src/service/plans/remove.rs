@@ -6,7 +6,7 @@
 //! record.
 
 use super::create::DefineDomain;
-use super::power::domain;
+use super::power::has_power;
 use super::stop::StopGuest;
 use super::update::DescribeDomain;
 use crate::journal::Batch;
@@ -95,7 +95,7 @@ impl MarkDomain {
         Ok(run
             .core
             .hypervisor
-            .call(Lane::Read, move |host| host.get(id))
+            .call(Lane::Read, move |host| host.look(id))
             .await?
             .is_some())
     }
@@ -197,7 +197,7 @@ impl BringBackDomain {
         Ok(run
             .core
             .hypervisor
-            .call(Lane::Read, move |host| host.get(id))
+            .call(Lane::Read, move |host| host.look(id))
             .await?
             .is_some())
     }
@@ -243,22 +243,15 @@ impl Step for CheckPowerOff {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.cell.id;
-        let found = run
-            .core
-            .hypervisor
-            .call(Lane::Read, move |host| host.get(id))
-            .await?;
-        Ok(found.is_none_or(|domain| !domain.power.is_active()))
+        Ok(!has_power(run, &self.cell).await?)
     }
 
-    async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let name = domain(run, &self.cell).await?.name;
+    async fn run(&self, _: &Run) -> Result<(), Fault> {
         Err(Fault::new(
             Reason::WrongState,
             "something else on the host gave the VM power; it is not removed while it runs",
         )
-        .with("domain", name))
+        .with("domain", domains::domain_name(self.cell.id)))
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
@@ -316,7 +309,7 @@ impl Step for RemoveDomain {
         Ok(run
             .core
             .hypervisor
-            .call(Lane::Read, move |host| host.get(id))
+            .call(Lane::Read, move |host| host.look(id))
             .await?
             .is_none())
     }
