@@ -42,7 +42,10 @@ pub fn create(vm: &Vm) -> Plan {
         PlanAction::Make,
         "vm",
         vm,
-        format!("{} vCPUs, {}", vm.hardware.vcpus, vm.hardware.memory),
+        match vm.hardware.vcpus {
+            1 => format!("1 vCPU, {}", vm.hardware.memory),
+            count => format!("{count} vCPUs, {}", vm.hardware.memory),
+        },
     ));
     let notes = vec![format!("the VM would run with {}", vm.hypervisor.as_str())];
     Plan { items, notes }
