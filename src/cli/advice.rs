@@ -1,5 +1,5 @@
-//! What to do about a reason: the model's remedy with the values of this case in
-//! it, and the command that does it or shows more.
+//! What to do about a reason: the model's remedy, put into this client's words
+//! where it speaks of the API, and the command that does it or shows more.
 //!
 //! A reason of a later daemon, which this build doesn't know, has no advice.
 
@@ -14,18 +14,63 @@ pub(crate) fn lines(error: &ErrorInfo) -> Vec<String> {
     let Some(&reason) = known else {
         return Vec::new();
     };
-    let mut lines = vec![reason.remedy().to_owned()];
-    lines.extend(command(reason).map(str::to_owned));
-    // The longest key first, lest one key be the beginning of another.
-    let mut metadata: Vec<_> = error.metadata.iter().collect();
-    metadata.sort_by_key(|(key, _)| std::cmp::Reverse(key.len()));
-    for line in &mut lines {
-        for (key, value) in &metadata {
-            *line = line.replace(&format!("metadata.{key}"), value);
-        }
-        *line = line.replace("metadata.", "");
+    let value = |key| error.metadata.get(key).map(String::as_str);
+    if reason == Reason::WrongState {
+        let paused = value("state") == Some("PAUSED");
+        let calls = value("instead").unwrap_or_default();
+        return calls
+            .split(',')
+            .filter_map(|call| instead(call, paused))
+            .map(str::to_owned)
+            .collect();
     }
+    let mut lines = vec![words(reason).to_owned()];
+    lines.extend(
+        command(reason).map(|command| {
+            command.replace("OPERATION", value("operation_id").unwrap_or("OPERATION"))
+        }),
+    );
     lines
+}
+
+/// The remedy; the model's own may speak of metadata, which is printed above.
+fn words(reason: Reason) -> &'static str {
+    match reason {
+        Reason::ImageRefused => {
+            "See the problem above; convert the image into a plain qcow2 or raw first."
+        }
+        Reason::VmExists => "Compare the field above; use another id for another VM.",
+        Reason::ImageExists => "Compare the field above; use another id for another image.",
+        Reason::RequestIdReused => {
+            "Compare the field above; use a new request id for a new request."
+        }
+        Reason::MacInUse => "Use another; the VM above has it.",
+        Reason::ImageInUse => "Expunge their VMs first.",
+        Reason::VolumesMissing => "Bring them back; they are named above.",
+        Reason::VmBusy | Reason::ImageBusy => "Wait for the operation above, then try again.",
+        Reason::Overtaken => "Follow the operation above.",
+        Reason::StopPolicyRequired => "Say how to stop the VM, or stop it first.",
+        Reason::NetworkNotFound | Reason::ProfileNotFound | Reason::PoolNotFound => {
+            "Use one of those that this shows:"
+        }
+        reason => reason.remedy(),
+    }
+}
+
+/// The command for a call that a refusal names.
+fn instead(call: &str, paused: bool) -> Option<&'static str> {
+    Some(match call {
+        "StartVm" => "kvmlet vm start VM",
+        // A guest that stands still hears nothing.
+        "StopVm" if paused => "kvmlet vm stop VM --force",
+        "StopVm" => "kvmlet vm stop VM",
+        "ResumeVm" => "kvmlet vm resume VM",
+        "RecoverVm" => "kvmlet vm recover VM",
+        "ExpungeVm" => "kvmlet vm expunge VM",
+        "DeleteVm" => "kvmlet vm delete VM",
+        "CreateVm" => "kvmlet vm create NAME --id VM …",
+        _ => return None,
+    })
 }
 
 /// The command or the option of this client that helps.
@@ -46,9 +91,7 @@ fn command(reason: Reason) -> Option<&'static str> {
         | Reason::JournalUnavailable => "kvmlet node",
         Reason::StopPolicyRequired => "--stop graceful, or --stop force",
         Reason::GuestDidNotStop => "kvmlet vm stop VM --force",
-        Reason::VmBusy | Reason::ImageBusy | Reason::Overtaken => {
-            "kvmlet op wait metadata.operation_id"
-        }
+        Reason::VmBusy | Reason::ImageBusy | Reason::Overtaken => "kvmlet op wait OPERATION",
         Reason::KvmUnavailable => "--accelerator tcg",
         Reason::StaleGeneration | Reason::OutcomeUnknown | Reason::NoPreviousRoot => {
             "kvmlet vm show VM"
@@ -76,20 +119,52 @@ mod tests {
     fn the_values_of_the_case_are_in_the_advice() {
         assert_eq!(
             lines(&error("VM_BUSY", &[("operation_id", "0b0e")])),
-            ["Wait for 0b0e, then try again.", "kvmlet op wait 0b0e"]
+            [
+                "Wait for the operation above, then try again.",
+                "kvmlet op wait 0b0e"
+            ]
         );
         assert_eq!(
             lines(&error("VM_BUSY", &[])),
             [
-                "Wait for operation_id, then try again.",
-                "kvmlet op wait operation_id"
+                "Wait for the operation above, then try again.",
+                "kvmlet op wait OPERATION"
             ]
         );
     }
 
     #[test]
+    fn a_state_that_forbids_it_names_the_commands_that_help() {
+        let refused = |state, calls| {
+            lines(&error(
+                "WRONG_STATE",
+                &[("state", state), ("instead", calls)],
+            ))
+        };
+        assert_eq!(
+            refused("PAUSED", "ResumeVm,StopVm"),
+            ["kvmlet vm resume VM", "kvmlet vm stop VM --force"]
+        );
+        assert_eq!(refused("RUNNING", "StopVm"), ["kvmlet vm stop VM"]);
+        assert!(refused("STOPPED", "").is_empty());
+    }
+
+    #[test]
+    fn advice_does_not_speak_of_the_wire() {
+        for reason in Reason::ALL {
+            for line in lines(&error(reason.as_str(), &[])) {
+                assert!(!line.contains("metadata"), "{reason:?}: {line}");
+            }
+        }
+    }
+
+    #[test]
     fn every_reason_of_the_model_has_advice_and_others_have_none() {
         for reason in Reason::ALL {
+            if *reason == Reason::WrongState {
+                // It depends on the state.
+                continue;
+            }
             assert!(
                 !lines(&error(reason.as_str(), &[])).is_empty(),
                 "{reason:?}"

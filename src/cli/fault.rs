@@ -187,17 +187,22 @@ impl Fault {
     fn describe(&mut self, details: &ErrorDetails) {
         if let Some(bad) = details.bad_request() {
             for violation in &bad.field_violations {
-                self.details.push(format!(
-                    "field {}: {}",
-                    violation.field, violation.description
-                ));
+                // The message says it already where it is the only one.
+                let (field, what) = (&violation.field, &violation.description);
+                if self.message != format!("{field} {what}") {
+                    self.details.push(format!("field {field}: {what}"));
+                }
             }
         }
         if let Some(error) = details.error_info() {
             self.details.push(format!("reason: {}", error.reason));
             let mut metadata: Vec<_> = error.metadata.iter().collect();
             metadata.sort();
+            let has_fields = details.bad_request().is_some();
             for (key, value) in metadata {
+                if key == "instead" || (key == "field" && has_fields) {
+                    continue;
+                }
                 self.details.push(format!("{key}: {value}"));
             }
             let hints = advice::lines(error).into_iter();

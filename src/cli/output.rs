@@ -163,6 +163,9 @@ pub(crate) fn duration(duration: impl TryInto<std::time::Duration>) -> String {
     let Ok(duration) = duration.try_into() else {
         return "?".into();
     };
+    if (1..100).contains(&duration.as_millis()) {
+        return format!("{} ms", duration.as_millis());
+    }
     let tenths = (duration.as_millis() + 50) / 100;
     match tenths % 10 {
         0 => format!("{} s", tenths / 10),

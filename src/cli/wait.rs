@@ -245,13 +245,16 @@ fn outcome(out: &Output, operation: &Operation) -> String {
             PowerMethod::Force => Some("by cutting its power"),
         };
         if let Some(method) = method {
+            text.push_str("\nstopped ");
+            text.push_str(method);
             let signals = match power.signals_sent {
+                0 => return text,
                 1 => "1 signal".to_owned(),
                 count => format!("{count} signals"),
             };
             let waited = power.waited.map(output::duration).unwrap_or_default();
-            let forced = if power.forced { ", forced" } else { "" };
-            text.push_str(&format!("\nstopped {method}: {signals}, {waited}{forced}"));
+            let after = if power.forced { " after" } else { ":" };
+            text.push_str(&format!("{after} {signals}, {waited}"));
         }
     }
     text
@@ -420,6 +423,29 @@ mod tests {
         assert_eq!(
             outcome(&out, &operation),
             "stop vm: web1 (v) is STOPPED\nstopped by the ACPI power button: 2 signals, 12.3 s"
+        );
+    }
+
+    #[test]
+    fn a_stop_by_force_tells_of_signals_only_if_there_were_any() {
+        let stopped = |signals_sent| {
+            let operation = Operation {
+                r#type: OperationType::StopVm.into(),
+                vm_id: "v".into(),
+                power_outcome: Some(PowerOutcome {
+                    method: PowerMethod::Force.into(),
+                    signals_sent,
+                    waited: Some(parse::wire_duration(Duration::from_secs(6))),
+                    forced: true,
+                }),
+                ..Operation::default()
+            };
+            outcome(&Output::new(output::Format::Table, false), &operation)
+        };
+        assert_eq!(stopped(0), "stop vm: v done\nstopped by cutting its power");
+        assert_eq!(
+            stopped(3),
+            "stop vm: v done\nstopped by cutting its power after 3 signals, 6 s"
         );
     }
 
