@@ -12,6 +12,7 @@ use crate::libvirt::{
 use crate::model::fault::Fault;
 use crate::model::ids::VmId;
 use crate::model::lifecycle::{Observed, OffCause, PauseCause, Seen};
+use crate::model::reason::Reason;
 use crate::model::vm::{Hypervisor, Vm};
 use crate::model::volume::VolumeFormat;
 use std::path::PathBuf;
@@ -54,10 +55,13 @@ pub fn spec(core: &Core, vm: &Vm) -> Result<DomainSpec, Fault> {
     let facts = core.hypervisor.facts()?;
     let mut disks = Vec::new();
     for (index, volume) in (0u32..).zip(vm.disks()) {
-        let entry = core
-            .pools
-            .get(&volume.pool)
-            .ok_or_else(|| internal("a volume is in a pool that is not configured"))?;
+        let entry = core.pools.get(&volume.pool).ok_or_else(|| {
+            Fault::new(
+                Reason::PoolNotFound,
+                format!("pool {} is no longer configured", volume.pool),
+            )
+            .with("pool", &volume.pool)
+        })?;
         disks.push(DiskSpec {
             index,
             source: entry.pool.volume_source(volume.id),

@@ -24,7 +24,12 @@ use crate::storage::{ImageFile, ImageSource, SourcePolicy, UrlPrefix};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tracing::Instrument;
+
+/// How long to wait before the end of an operation is written again.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// All images.
 pub struct Images {
@@ -465,23 +470,33 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
     operation.result = image
         .clone()
         .map(|image| OperationResult::Image(Box::new(image)));
-    let changes = || match &image {
-        Some(image) => Batch::new().put_image(image),
-        None => Batch::new().delete_image(id),
-    };
-    let publish = || {
-        let mut known = core.images.lock();
-        match (&image, known.get_mut(&id)) {
-            (Some(image), Some(known)) => {
-                known.image = image.clone();
-                known.current = None;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let changes = match &image {
+            Some(image) => Batch::new().put_image(image),
+            None => Batch::new().delete_image(id),
+        };
+        let publish = || {
+            let mut known = core.images.lock();
+            match (&image, known.get_mut(&id)) {
+                (Some(image), Some(known)) => {
+                    known.image = image.clone();
+                    known.current = None;
+                }
+                _ => drop(known.remove(&id)),
             }
-            _ => drop(known.remove(&id)),
+        };
+        let told = core
+            .operations
+            .end(&live, operation.clone(), changes, publish);
+        if told.await.is_ok() || core.stopping.is_cancelled() {
+            return;
         }
-    };
-    core.operations
-        .end(&live, operation, changes, publish)
-        .await;
+        // The journal can't be written; the operation is shown at work until it
+        // can, or until the agent's next start.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
 }
 
 /// Whether a URL carries a user name or password.

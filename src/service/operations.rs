@@ -279,28 +279,23 @@ impl Operations {
 
     /// Records the end of an operation, with other changes, as one; then calls
     /// `publish`, and then tells those who wait, so that they find everything as
-    /// the operation left it. Goes on trying while the journal can't be written:
-    /// meanwhile the operation is shown at work, which is what it is.
+    /// the operation left it.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`; then nothing has changed, and the operation is
+    /// shown at work, which is what it is until its end is recorded.
     pub async fn end(
         &self,
         live: &LiveOperation,
         ended: Operation,
-        changes: impl Fn() -> Batch,
+        changes: Batch,
         publish: impl FnOnce(),
-    ) {
-        let mut pause = Duration::from_millis(100);
-        while self
-            .ledger
-            .commit(changes().put_operation(&ended))
-            .await
-            .is_err()
-        {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
-        }
+    ) -> Result<(), Fault> {
+        self.ledger.commit(changes.put_operation(&ended)).await?;
         publish();
         live.change(|operation| *operation = ended);
         self.close(live.id());
+        Ok(())
     }
 
     /// Returns an operation.

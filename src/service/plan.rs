@@ -157,7 +157,11 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
             }
         }
     }
-    Ended::Succeeded
+    // Whoever cancelled it until now was told that it would be undone.
+    match operation.pass_point_of_no_return() {
+        Ok(()) => Ended::Succeeded,
+        Err(why) => undo(run, plan, plan.len(), why).await,
+    }
 }
 
 /// Measures, acts, and where the outcome is not known, measures again.

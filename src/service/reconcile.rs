@@ -13,7 +13,7 @@ use super::gate::Lane;
 use super::hypervisor::Observer;
 use super::operations::now;
 use super::vms::adopt;
-use super::{images, node};
+use super::{images, node, plans};
 use crate::journal::{Batch, Loaded};
 use crate::libvirt::{DomainChange, DomainEvent, DomainState, IoErrorAction};
 use crate::model::fault::Fault;
@@ -82,11 +82,12 @@ impl Reconciler {
                 }
             }
         }
-        for vm in loaded.vms {
+        for mut vm in loaded.vms {
             let id = vm.id;
-            let live = unfinished
-                .remove(&id)
-                .map(|operation| core.operations.open(operation));
+            let live = unfinished.remove(&id).map(|operation| {
+                plans::claim(&mut vm, &operation);
+                core.operations.open(operation)
+            });
             let current = live
                 .as_ref()
                 .map(|live| (live.id(), live.get().intent.kind()));
@@ -122,7 +123,10 @@ impl Reconciler {
                 Reason::Overtaken,
                 "a forced stop took the place of this one",
             ));
-            core.operations.end(&live, ended, Batch::new, || ()).await;
+            if let Err(fault) = core.operations.end(&live, ended, Batch::new(), || ()).await {
+                // It is unfinished still, and found again at the next start.
+                tracing::warn!(error = chain(&fault), "an end is not recorded");
+            }
         });
     }
 

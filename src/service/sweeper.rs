@@ -66,10 +66,13 @@ fn micros(duration: Duration) -> u64 {
 async fn expunge_expired(core: &Arc<Core>) {
     for view in core.vms.list() {
         let Some(vm) = &view.vm else { continue };
-        let Life::Deleted { expunge_time, .. } = vm.life else {
-            continue;
+        let due = match vm.life {
+            Life::Deleted { expunge_time, .. } => expunge_time <= now(),
+            // Expunging it failed half-way: it is tried again.
+            Life::Expunging => true,
+            Life::Making | Life::Present | Life::Failed => false,
         };
-        if view.current.is_some() || expunge_time > now() {
+        if view.current.is_some() || !due {
             continue;
         }
         tracing::info!(vm_id = %vm.id, "the retention has passed");

@@ -137,20 +137,38 @@ fn a_display_is_locked_until_a_password_is_set_and_after_it_expires(bench: &Benc
     let display = host.vnc(vm.id).unwrap().expect("an open display");
     assert!(display.address.is_loopback());
     for password in ["", "secret"] {
-        assert_eq!(rfb::login((display.address, display.port), password), Login::Refused, "locked");
+        assert_eq!(
+            rfb::login((display.address, display.port), password),
+            Login::Refused,
+            "locked"
+        );
     }
 
     let now = Timestamp::from_system(SystemTime::now());
     let hour = Duration::from_secs(3600);
     host.set_vnc_password(vm.id, "a&<\"'>1", Some(now.plus(hour)))
         .unwrap();
-    assert_eq!(rfb::login((display.address, display.port), "a&<\"'>1"), Login::Accepted);
-    assert_eq!(rfb::login((display.address, display.port), "secret"), Login::Refused);
+    assert_eq!(
+        rfb::login((display.address, display.port), "a&<\"'>1"),
+        Login::Accepted
+    );
+    assert_eq!(
+        rfb::login((display.address, display.port), "secret"),
+        Login::Refused
+    );
 
     host.set_vnc_password(vm.id, "other-pw", Some(Timestamp(0)))
         .unwrap();
-    assert_eq!(rfb::login((display.address, display.port), "other-pw"), Login::Refused, "expired");
-    assert_eq!(rfb::login((display.address, display.port), "a&<\"'>1"), Login::Refused, "replaced");
+    assert_eq!(
+        rfb::login((display.address, display.port), "other-pw"),
+        Login::Refused,
+        "expired"
+    );
+    assert_eq!(
+        rfb::login((display.address, display.port), "a&<\"'>1"),
+        Login::Refused,
+        "replaced"
+    );
 
     for bad in ["", "nine_char", "blank ", "nul\0", "ümlaut"] {
         let error = host.set_vnc_password(vm.id, bad, None).unwrap_err();

@@ -17,6 +17,7 @@ use crate::model::fault::Fault;
 use crate::model::operation::{Intent, Operation};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
+use crate::model::volume::{Volume, VolumeAttachment};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +83,22 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
     })
 }
 
+/// What an operation takes for itself before it begins: the id of the root volume
+/// that it will make, so that no other is made under it and its image stays.
+pub fn claim(vm: &mut Vm, operation: &Operation) {
+    if let Intent::ReplaceRootVolume { new_root, .. } = &operation.intent
+        && vm.volume(new_root.id).is_none()
+    {
+        let attachment = VolumeAttachment::Kept {
+            until: operation.create_time,
+        };
+        vm.volumes.push(Volume {
+            attachment,
+            ..(**new_root).clone()
+        });
+    }
+}
+
 /// What an operation that has ended leaves of the record. `None` is a VM that
 /// is gone for good.
 pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
@@ -101,6 +118,11 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
         }
         Intent::RecoverVm if succeeded => vm.life = Life::Present,
         Intent::ExpungeVm if succeeded => return None,
+        Intent::ReplaceRootVolume { new_root, .. } if !succeeded => {
+            // Undone; if it is the root all the same, the undoing failed.
+            let root = vm.root().map(|root| root.id);
+            vm.volumes.retain(|volume| volume.id != new_root.id || root == Some(volume.id));
+        }
         Intent::UpdateVm { .. }
         | Intent::DeleteVm { .. }
         | Intent::RecoverVm

@@ -90,6 +90,10 @@ impl Step for StartGuest {
         "start-guest"
     }
 
+    fn is_point_of_no_return(&self) -> bool {
+        !self.undo_stops
+    }
+
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         has_power(run, &self.cell).await
     }
@@ -115,10 +119,13 @@ impl Step for StartGuest {
 pub(super) async fn start_guest(run: &Run, cell: &Cell) -> Result<(), Fault> {
     let id = cell.id;
     let host = run.core.node.id();
+    // Restoring reads the guest's whole memory.
+    let saved = domain(run, cell).await?.managed_save;
+    let lane = if saved { Lane::Memory } else { Lane::Control };
     let answer = run
         .core
         .hypervisor
-        .try_call(Lane::Memory, move |host| host.start(id))
+        .try_call(lane, move |host| host.start(id))
         .await?;
     match answer {
         Ok(()) => {
@@ -276,6 +283,10 @@ impl Step for Pause {
         "pause-guest"
     }
 
+    fn is_point_of_no_return(&self) -> bool {
+        true
+    }
+
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         Ok(matches!(
             domain(run, &self.cell).await?.power,
@@ -305,6 +316,10 @@ struct Resume {
 impl Step for Resume {
     fn name(&self) -> &'static str {
         "resume-guest"
+    }
+
+    fn is_point_of_no_return(&self) -> bool {
+        true
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {

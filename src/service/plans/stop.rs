@@ -48,6 +48,10 @@ impl Step for StopGuest {
         "stop-guest"
     }
 
+    fn is_point_of_no_return(&self) -> bool {
+        !self.undo_starts && self.policy == StopPolicy::Force
+    }
+
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         Ok(!has_power(run, &self.cell).await?)
     }
@@ -106,6 +110,10 @@ impl StopGuest {
             let again = (Instant::now() + resend).min(until);
             match self.wait(run, again, until).await? {
                 Waited::Off => {
+                    if !self.undo_starts {
+                        // It has stopped: there is nothing left to cancel.
+                        drop(run.operation.pass_point_of_no_return());
+                    }
                     record(run, method, signals, begun.elapsed(), false);
                     return Ok(());
                 }

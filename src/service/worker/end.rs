@@ -1,0 +1,210 @@
+//! How an operation begins and ends on its VM's worker.
+
+use super::{Fate, Worker};
+use crate::journal::Batch;
+use crate::model::lifecycle::{Resting, StateReason};
+use crate::model::operation::{Intent, Operation, OperationKind, OperationResult, OperationState};
+use crate::model::reason::Reason;
+use crate::model::vm::Vm;
+use crate::service::operations::{LiveOperation, now};
+use crate::service::plan::{self, Ended, Run};
+use crate::service::plans;
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::Instrument;
+
+/// How long to wait before the end of an operation is written again, if the
+/// journal could not be written.
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// Starts the plan of an operation that is durable.
+    pub(super) fn begin(&mut self, live: Arc<LiveOperation>) {
+        let operation = live.get();
+        let current = (operation.id, operation.intent.kind());
+        self.cell.change(|view| view.current = Some(current));
+        tracing::info!(
+            vm_id = %self.cell.id,
+            operation_id = %operation.id,
+            kind = operation.intent.kind().as_str(),
+            "operation begins"
+        );
+        let run = Run {
+            core: self.core.clone(),
+            operation: live.clone(),
+        };
+        let plan = plans::plan(&self.cell, &operation);
+        // A task of its own, so that a plan that panics is only a failed plan.
+        let span = tracing::info_span!(
+            "operation",
+            vm_id = %self.cell.id,
+            operation_id = %operation.id,
+            kind = operation.intent.kind().as_str()
+        );
+        let work = async move {
+            match plan {
+                // Of an operation of a former run: nothing can be measured yet.
+                Ok(_) if !plan::until_libvirt_is_there(&run).await => Ended::Halted,
+                Ok(plan) => plan::execute(&run, &plan).await,
+                Err(fault) => Ended::Failed(fault),
+            }
+        };
+        let running = self.core.tasks.spawn(work.instrument(span));
+        self.running = Some((live, running));
+    }
+
+    /// Makes the end of an operation durable, then tells of it. While the journal
+    /// can't be written, the operation goes on holding the VM, and this is tried
+    /// again; the worker goes on refusing and observing meanwhile.
+    pub(super) async fn finish(&mut self, ended: Ended) -> Fate {
+        let Some((live, _)) = self.running.take() else {
+            return Fate::Stays;
+        };
+        if let Ended::Halted = ended {
+            tracing::info!(operation_id = %live.id(), "operation is left to the next start");
+            return Fate::Stays;
+        }
+        self.look().await;
+        let mut operation = outcome(&live, &ended);
+        let succeeded = operation.state == OperationState::Succeeded;
+        let settled = match self.cell.vm() {
+            Ok(vm) => plans::settle(vm, &operation, succeeded),
+            Err(_) => None,
+        };
+        let settled = match settled {
+            Some(vm) => Some(self.describe_end(vm, &operation, succeeded).await),
+            None => None,
+        };
+        operation.result = settled.clone().map(|vm| OperationResult::Vm(Box::new(vm)));
+        let changes = match &settled {
+            Some(vm) => Batch::new().put_vm(vm),
+            None => Batch::new().delete_vm(self.cell.id),
+        };
+        let next = self.next.clone();
+        let current = next
+            .as_ref()
+            .map(|next| (next.id(), next.get().intent.kind()));
+        let cell = self.cell.clone();
+        let gone = settled.is_none();
+        let publish = || {
+            log_end(&operation);
+            cell.change(|view| {
+                view.vm = settled;
+                view.current = current;
+            });
+        };
+        let told = self
+            .core
+            .operations
+            .end(&live, operation.clone(), changes, publish)
+            .await;
+        if told.is_err() {
+            let stopping = self.core.stopping.clone();
+            let again = async move {
+                tokio::select! {
+                    // The plan is run again at the next start, and finds all done.
+                    () = stopping.cancelled() => Ended::Halted,
+                    () = tokio::time::sleep(PAUSE) => ended,
+                }
+            };
+            self.running = Some((live, self.core.tasks.spawn(again)));
+            return Fate::Stays;
+        }
+        if gone {
+            return Fate::Gone;
+        }
+        if let Some(next) = self.next.take() {
+            self.begin(next);
+        }
+        Fate::Stays
+    }
+
+    /// The record as the operation leaves it: why the VM is in its state, and
+    /// what its volumes take.
+    async fn describe_end(&self, vm: Vm, operation: &Operation, succeeded: bool) -> Vm {
+        let mut vm = vm;
+        if succeeded && leads_to(&operation.intent) == Some(vm.seen.resting) {
+            vm.seen.reason = StateReason::Operation;
+        }
+        vm.update_time = now();
+        let made = matches!(
+            operation.intent.kind(),
+            OperationKind::CreateVm | OperationKind::ReplaceRootVolume
+        );
+        if made {
+            for volume in &mut vm.volumes {
+                let id = volume.id;
+                if let Ok(Some(found)) = self
+                    .core
+                    .pools
+                    .call(&volume.pool, move |pool, _| pool.volume(id))
+                    .await
+                {
+                    volume.actual_size = found.actual_size;
+                }
+            }
+        }
+        vm
+    }
+}
+
+/// The operation as it ended.
+fn outcome(live: &LiveOperation, ended: &Ended) -> Operation {
+    let mut operation = Operation::clone(&live.get());
+    operation.end_time = Some(now());
+    (operation.state, operation.error) = match ended {
+        Ended::Succeeded | Ended::Halted => (OperationState::Succeeded, None),
+        Ended::Failed(fault) => (OperationState::Failed, Some(fault.clone())),
+        Ended::Cancelled(fault) => (OperationState::Cancelled, Some(fault.clone())),
+    };
+    if operation.state == OperationState::Succeeded {
+        operation.progress_percent = 100;
+    }
+    operation
+}
+
+/// The state that an operation brings a VM to, if to a certain one.
+const fn leads_to(intent: &Intent) -> Option<Resting> {
+    match intent {
+        Intent::StartVm { .. } | Intent::ResumeVm => Some(Resting::Running),
+        Intent::CreateVm { start }
+        | Intent::ReplaceRootVolume {
+            start_after: start, ..
+        }
+        | Intent::RevertRootVolume {
+            start_after: start, ..
+        } => Some(if *start {
+            Resting::Running
+        } else {
+            Resting::Stopped
+        }),
+        Intent::StopVm { .. } => Some(Resting::Stopped),
+        Intent::PauseVm => Some(Resting::Paused),
+        Intent::SaveVm => Some(Resting::Saved),
+        Intent::UpdateVm { .. }
+        | Intent::DeleteVm { .. }
+        | Intent::RecoverVm
+        | Intent::ExpungeVm
+        | Intent::RebootVm
+        | Intent::ResetVm
+        | Intent::ImportImage { .. }
+        | Intent::DeleteImage => None,
+    }
+}
+
+fn log_end(operation: &Operation) {
+    let (id, kind) = (operation.id, operation.intent.kind().as_str());
+    match &operation.error {
+        None => tracing::info!(operation_id = %id, kind, "operation succeeded"),
+        Some(fault) if fault.reason == Reason::Internal => {
+            tracing::error!(operation_id = %id, kind, reason = fault.reason.as_str(), "operation failed");
+        }
+        Some(fault) => tracing::warn!(
+            operation_id = %id,
+            kind,
+            reason = fault.reason.as_str(),
+            rollback = ?operation.rollback,
+            "operation did not succeed"
+        ),
+    }
+}

@@ -1,0 +1,353 @@
+//! What a worker answers a request: refused, already there, or begun.
+
+use super::{Answer, Asked, Worker};
+use crate::journal::Batch;
+use crate::model::fault::Fault;
+use crate::model::lifecycle::{Ask, Decision, Resting, decide};
+use crate::model::operation::{Intent, Operation, OperationKind, OperationResult, OperationState};
+use crate::model::reason::Reason;
+use crate::model::request::{CreateVm, PowerState, StopWish, VmRequest};
+use crate::model::stop::StopPolicy;
+use crate::model::vm::{Life, Vm};
+use crate::service::fault::internal;
+use crate::service::operations::{fingerprint, first_difference, new_operation, now};
+use crate::service::{admission, plans, preview, vms};
+use std::sync::Arc;
+
+impl Worker {
+    pub(super) async fn answer(&mut self, asked: &Asked) -> Answer {
+        if self.core.stopping.is_cancelled() {
+            return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
+        }
+        if self.running.is_none() {
+            // Decide on what is, not on what the last event said.
+            self.look().await;
+        }
+        let view = self.cell.view();
+        match (&asked.request, &view.vm) {
+            (VmRequest::CreateVm(wish), None) => self.create(asked, wish).await,
+            (VmRequest::CreateVm(wish), Some(vm)) => self.create_again(asked, wish, vm).await,
+            (_, None) => Err(vms::not_found(self.cell.id)),
+            (request, Some(vm)) => self.change(asked, request, vm).await,
+        }
+    }
+
+    async fn create(&mut self, asked: &Asked, wish: &CreateVm) -> Answer {
+        let intent = Intent::CreateVm { start: wish.start };
+        let mut operation = self.new_operation(asked, intent);
+        let core = self.core.clone();
+        let admission = core.vms.admission.lock().await;
+        let vm = admission::create(
+            &core,
+            self.cell.id,
+            operation.id,
+            wish,
+            operation.create_time,
+        )
+        .await?;
+        if asked.envelope.validate_only {
+            return Ok(Arc::new(preview::operation(
+                operation,
+                preview::create(&vm),
+            )));
+        }
+        operation.vm_id = Some(vm.id);
+        // Published before it is durable, so that the next one is compared with
+        // it; taken back if it does not become durable.
+        let before = self.cell.view().vm.clone();
+        self.cell.change(|view| {
+            view.current = Some((operation.id, OperationKind::CreateVm));
+            view.vm = Some(vm.clone());
+        });
+        drop(admission);
+        match core
+            .operations
+            .begin(operation, Batch::new().put_vm(&vm))
+            .await
+        {
+            Ok(live) => {
+                let answer = live.get();
+                self.begin(live);
+                Ok(answer)
+            }
+            Err(fault) => {
+                self.cell.change(|view| {
+                    view.current = None;
+                    view.vm = before;
+                });
+                Err(fault)
+            }
+        }
+    }
+
+    async fn create_again(&mut self, asked: &Asked, wish: &CreateVm, vm: &Vm) -> Answer {
+        let known = fingerprint(&CreateVm {
+            vm_id: None,
+            ..vm.created_as.clone()
+        })?;
+        let wished = fingerprint(&CreateVm {
+            vm_id: None,
+            ..wish.clone()
+        })?;
+        if let Some(field) = first_difference(&known, &wished) {
+            return Err(Fault::new(
+                Reason::VmExists,
+                format!("VM {} exists and was made with another {field}", vm.id),
+            )
+            .with("vm_id", vm.id)
+            .with("field", field));
+        }
+        if self.running.is_none() && vm.life == Life::Failed {
+            return self.create(asked, wish).await;
+        }
+        self.core.operations.get(vm.created_by).await
+    }
+
+    async fn change(&mut self, asked: &Asked, request: &VmRequest, vm: &Vm) -> Answer {
+        if let Some(expected) = asked.envelope.expected_generation
+            && expected != vm.generation
+        {
+            return Err(Fault::new(
+                Reason::StaleGeneration,
+                format!("the VM's generation is {}, not {expected}", vm.generation),
+            )
+            .with("generation", vm.generation));
+        }
+        let overtakes = self.overtakes(request);
+        if let Some((holder, _)) = &self.running
+            && !overtakes
+        {
+            let holder = holder.get();
+            return Err(Fault::new(
+                Reason::VmBusy,
+                format!(
+                    "operation {} ({}) holds the VM",
+                    holder.id,
+                    holder.intent.kind().as_str()
+                ),
+            )
+            .with("operation_id", holder.id));
+        }
+        let (resting, _) = self
+            .cell
+            .view()
+            .resting()
+            .ok_or_else(|| internal("a VM has no state"))?;
+        let ask = ask(request, resting);
+        match decide(resting, ask) {
+            Decision::Refuse(instead) => Err(instead.fault(ask, resting)),
+            Decision::Already => self.already(asked, request, resting, vm).await,
+            Decision::Go => self.go(asked, request, resting, vm, overtakes).await,
+        }
+    }
+
+    /// A forced stop overtakes a graceful one that still waits.
+    fn overtakes(&self, request: &VmRequest) -> bool {
+        let forced = matches!(
+            request,
+            VmRequest::StopVm {
+                stop_policy: Some(StopWish::Force),
+                ..
+            } | VmRequest::SetVmPowerState {
+                power_state: PowerState::Off,
+                graceful_shutdown: false
+            }
+        );
+        let waits = self.running.as_ref().is_some_and(|(live, _)| {
+            matches!(
+                live.get().intent,
+                Intent::StopVm {
+                    policy: StopPolicy::Graceful { .. },
+                    ..
+                }
+            )
+        });
+        forced && waits && self.next.is_none()
+    }
+
+    /// Records a success without having done anything: the VM is there already.
+    async fn already(
+        &self,
+        asked: &Asked,
+        request: &VmRequest,
+        resting: Resting,
+        vm: &Vm,
+    ) -> Answer {
+        let intent = self.intent(request, resting, vm, now()).await?;
+        if asked.envelope.validate_only {
+            let operation = self.new_operation(asked, intent);
+            return Ok(Arc::new(preview::operation(operation, preview::nothing())));
+        }
+        let mut operation = self.new_operation(asked, intent);
+        operation.vm_id = Some(vm.id);
+        operation.state = OperationState::Succeeded;
+        operation.progress_percent = 100;
+        operation.start_time = Some(operation.create_time);
+        operation.end_time = Some(operation.create_time);
+        operation.result = Some(OperationResult::Vm(Box::new(vm.clone())));
+        let operation = Arc::new(operation);
+        self.core
+            .ledger
+            .commit(Batch::new().put_operation(&operation))
+            .await?;
+        Ok(operation)
+    }
+
+    async fn go(
+        &mut self,
+        asked: &Asked,
+        request: &VmRequest,
+        resting: Resting,
+        vm: &Vm,
+        overtakes: bool,
+    ) -> Answer {
+        let core = self.core.clone();
+        // Only what is compared with other VMs needs the lock, and only until it
+        // is published; the rest must not wait for another VM's pool.
+        let compares = matches!(
+            request,
+            VmRequest::StartVm { .. }
+                | VmRequest::SetVmPowerState {
+                    power_state: PowerState::On,
+                    ..
+                }
+                | VmRequest::ReplaceRootVolume(_)
+                | VmRequest::RevertRootVolume {
+                    start_after: true,
+                    ..
+                }
+        );
+        let admission = if compares {
+            Some(core.vms.admission.lock().await)
+        } else {
+            None
+        };
+        let mut operation = self.new_operation(asked, Intent::RecoverVm);
+        operation.intent = self
+            .intent(request, resting, vm, operation.create_time)
+            .await?;
+        operation.vm_id = Some(vm.id);
+        if needs_host(&operation.intent) && !resting.has_power() {
+            admission::check_host(&core, vm.id, &vm.hardware)?;
+        }
+        if asked.envelope.validate_only {
+            let plan = preview::change(vm, &operation);
+            return Ok(Arc::new(preview::operation(operation, plan)));
+        }
+        let current = (operation.id, operation.intent.kind());
+        // Published before it is durable, so that the next one is compared with
+        // it; taken back if it does not become durable.
+        let before = self.cell.view();
+        if !overtakes {
+            self.cell.change(|view| {
+                view.current = Some(current);
+                if let Some(vm) = &mut view.vm {
+                    plans::claim(vm, &operation);
+                }
+            });
+        }
+        drop(admission);
+        let live = match core.operations.begin(operation, Batch::new()).await {
+            Ok(live) => live,
+            Err(fault) => {
+                self.cell.change(|view| {
+                    view.current = before.current;
+                    view.vm.clone_from(&before.vm);
+                });
+                return Err(fault);
+            }
+        };
+        let answer = live.get();
+        match &self.running {
+            Some((graceful, _)) => {
+                let why = Fault::new(
+                    Reason::Overtaken,
+                    "a forced stop took the place of this one",
+                )
+                .with("operation_id", live.id());
+                // Too late to cancel is as good: it is ending by itself.
+                drop(graceful.cancel(why));
+                self.next = Some(live);
+            }
+            None => self.begin(live),
+        }
+        Ok(answer)
+    }
+
+    fn new_operation(&self, asked: &Asked, intent: Intent) -> Operation {
+        let envelope = &asked.envelope;
+        new_operation(
+            intent,
+            asked.recorded.clone(),
+            envelope.request_id,
+            envelope.caller.clone(),
+        )
+    }
+}
+
+/// The row of the lifecycle table that a request is.
+fn ask(request: &VmRequest, resting: Resting) -> Ask {
+    match request {
+        VmRequest::CreateVm(_) => Ask::CreateAgain,
+        VmRequest::UpdateVm(changes) if changes.changes_hardware() => Ask::ChangeHardware,
+        VmRequest::UpdateVm(_) => Ask::Describe,
+        VmRequest::DeleteVm { stop_policy, .. } => Ask::Delete {
+            stop_policy: stop_policy.is_some(),
+        },
+        VmRequest::RecoverVm => Ask::Recover,
+        VmRequest::ExpungeVm => Ask::Expunge,
+        VmRequest::StartVm { .. } => Ask::Start,
+        VmRequest::StopVm {
+            discard_saved_memory: true,
+            ..
+        } if resting == Resting::Saved => Ask::DiscardSaved,
+        VmRequest::StopVm {
+            stop_policy: Some(StopWish::Force),
+            ..
+        } => Ask::StopForce,
+        VmRequest::StopVm { .. } => Ask::StopGraceful,
+        VmRequest::RebootVm => Ask::Reboot,
+        VmRequest::ResetVm => Ask::Reset,
+        VmRequest::PauseVm => Ask::Pause,
+        VmRequest::ResumeVm => Ask::Resume,
+        VmRequest::SaveVm => Ask::Save,
+        VmRequest::SetVmPowerState {
+            power_state,
+            graceful_shutdown,
+        } => match power_state {
+            PowerState::On if resting == Resting::Paused => Ask::Resume,
+            PowerState::On => Ask::Start,
+            PowerState::Off if *graceful_shutdown => Ask::StopGraceful,
+            PowerState::Off => Ask::StopForce,
+            PowerState::Paused => Ask::Pause,
+        },
+        VmRequest::ReplaceRootVolume(wish) => Ask::ReplaceRoot {
+            stop_policy: wish.stop_policy.is_some(),
+        },
+        VmRequest::RevertRootVolume { stop_policy, .. } => Ask::ReplaceRoot {
+            stop_policy: stop_policy.is_some(),
+        },
+    }
+}
+
+/// Whether an operation gives a VM power.
+const fn needs_host(intent: &Intent) -> bool {
+    match intent {
+        Intent::StartVm { .. } => true,
+        Intent::CreateVm { start } => *start,
+        Intent::ReplaceRootVolume { start_after, .. }
+        | Intent::RevertRootVolume { start_after, .. } => *start_after,
+        Intent::UpdateVm { .. }
+        | Intent::DeleteVm { .. }
+        | Intent::RecoverVm
+        | Intent::ExpungeVm
+        | Intent::StopVm { .. }
+        | Intent::RebootVm
+        | Intent::ResetVm
+        | Intent::PauseVm
+        | Intent::ResumeVm
+        | Intent::SaveVm
+        | Intent::ImportImage { .. }
+        | Intent::DeleteImage => false,
+    }
+}
