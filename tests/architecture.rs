@@ -331,7 +331,7 @@ fn use_tree(tokens: &[TokenTree], prefix: &[String], leaves: &mut Vec<Leaf>) {
                 }
                 TokenTree::Ident(ident) => {
                     line = ident.span().start().line;
-                    if !(ident == "self" && !path.is_empty()) {
+                    if ident != "self" || path.is_empty() {
                         path.push(ident.to_string());
                     }
                     alias = path.last().cloned();
