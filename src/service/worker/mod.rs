@@ -28,7 +28,6 @@ use crate::model::operation::Operation;
 use crate::model::reason::Reason;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
-use futures_util::FutureExt;
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -140,8 +139,7 @@ impl Worker {
         if self.cell.view().vm.is_none() {
             return;
         }
-        // One look for all that has asked for one until now.
-        let _ = self.cell.touched().now_or_never();
+        self.cell.untouch();
         let found = match self
             .core
             .hypervisor
