@@ -64,7 +64,8 @@ pub struct Cell {
     pub id: VmId,
     inner: Mutex<View>,
     view: watch::Sender<Arc<View>>,
-    dirty: Notify,
+    dirty: AtomicBool,
+    bell: Notify,
     no_space: AtomicBool,
 }
 
@@ -75,7 +76,8 @@ impl Cell {
             id,
             view: watch::Sender::new(Arc::new(first.clone())),
             inner: Mutex::new(first),
-            dirty: Notify::new(),
+            dirty: AtomicBool::new(false),
+            bell: Notify::new(),
             no_space: AtomicBool::new(false),
         }
     }
@@ -153,12 +155,20 @@ impl Cell {
 
     /// Says that the domain should be looked at. Many calls come to one look.
     pub fn touch(&self) {
-        self.dirty.notify_one();
+        self.dirty.store(true, Ordering::Release);
+        self.bell.notify_one();
     }
 
     /// Waits until the domain should be looked at.
     pub async fn touched(&self) {
-        self.dirty.notified().await;
+        while !self.dirty.swap(false, Ordering::AcqRel) {
+            self.bell.notified().await;
+        }
+    }
+
+    /// Says that a look begins, which serves all that have asked for one.
+    pub fn untouch(&self) {
+        self.dirty.store(false, Ordering::Release);
     }
 
     /// Adds to what is seen what an event told before.

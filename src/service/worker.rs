@@ -29,7 +29,6 @@ use crate::model::reason::Reason;
 use crate::model::request::{CreateVm, Envelope, PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
 use crate::model::vm::{Life, Vm};
-use futures_util::FutureExt;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,8 +142,7 @@ impl Worker {
         if self.cell.view().vm.is_none() {
             return;
         }
-        // One look for all that has asked for one until now.
-        let _ = self.cell.touched().now_or_never();
+        self.cell.untouch();
         let found = match self
             .core
             .hypervisor
