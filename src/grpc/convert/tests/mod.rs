@@ -2,5 +2,6 @@
 //! ones; and that no message whatever makes the conversion panic.
 
 mod any;
+mod create;
 mod fields;
 mod shown;
