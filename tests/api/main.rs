@@ -9,9 +9,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod behind;
 mod create;
 mod host;
+mod operations;
 mod process;
+mod python;
+mod reads;
 mod storm;
 mod table;
