@@ -16,6 +16,8 @@ mod host;
 mod operations;
 mod process;
 mod python;
+mod races;
 mod reads;
+mod root;
 mod storm;
 mod table;
