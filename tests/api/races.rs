@@ -3,7 +3,7 @@
 use crate::host::Host;
 use crate::support::api::{Api, id, small};
 use crate::support::daemon::{Daemon, Setup};
-use crate::support::refusal::Refusal;
+use crate::support::refusal::{Refusal, refused};
 use crate::support::{PATIENCE, until};
 use kvmlet::model::lifecycle::Resting;
 use kvmlet::proto::v1::*;
@@ -164,4 +164,84 @@ async fn a_libvirt_that_hangs_holds_up_no_reader_and_is_found_again() {
     })
     .await;
     assert_eq!(started.is_ok(), agrees, "{started:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_imports_of_one_image_are_one() {
+    let daemon = Daemon::simulated().await;
+    let api = daemon.api();
+    let request = ImportImageRequest {
+        image_id: id(),
+        source: daemon.blank("one.qcow2", 1).display().to_string(),
+        format: ImageFormat::Qcow2 as i32,
+        ..Default::default()
+    };
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let (api, request) = (api.clone(), request.clone());
+            tokio::spawn(async move { api.images().import_image(request).await })
+        })
+        .collect();
+    let mut told = std::collections::BTreeSet::new();
+    for call in calls {
+        told.insert(call.await.unwrap().unwrap().into_inner().id);
+    }
+    assert_eq!(told.len(), 1);
+    let ended = api.ended(told.first().unwrap()).await;
+    assert_eq!(ended.state(), OperationState::Succeeded);
+    assert_eq!(api.all_operations().await.len(), 1);
+    let other = ImportImageRequest {
+        name: "other".to_owned(),
+        ..request
+    };
+    let refusal = refused(api.images().import_image(other).await);
+    assert_eq!(refusal.reason, "IMAGE_EXISTS");
+    assert_eq!(refusal.metadata["field"], "name");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_never_deleted_from_under_a_vm_that_is_being_made() {
+    let daemon = Daemon::simulated().await;
+    let api = daemon.api();
+    let mut seen = [0, 0];
+    for _ in 0..15 {
+        let image = daemon.image().await;
+        let request = small(&image);
+        let (create, delete) = (request.clone(), image.clone());
+        let (one, two) = (api.clone(), api.clone());
+        let created = tokio::spawn(async move {
+            let answer = one.vms().create_vm(create).await;
+            one.outcome(answer).await
+        });
+        let deleted = tokio::spawn(async move {
+            let request = DeleteImageRequest {
+                image_id: delete,
+                ..Default::default()
+            };
+            let answer = two.images().delete_image(request).await;
+            two.outcome(answer).await
+        });
+        let (created, deleted) = (created.await.unwrap(), deleted.await.unwrap());
+        let base = daemon.pool_files().iter().any(|file| file.contains(&image));
+        match (&created, &deleted) {
+            (Ok(_), Err(refusal)) => {
+                assert!(
+                    ["IMAGE_IN_USE", "IMAGE_BUSY"].contains(&refusal.reason.as_str()),
+                    "{refusal:?}"
+                );
+                assert!(base, "the VM's base is gone");
+                seen[0] += 1;
+            }
+            (Err(refusal), Ok(_)) => {
+                assert!(
+                    ["IMAGE_NOT_FOUND", "IMAGE_NOT_READY"].contains(&refusal.reason.as_str()),
+                    "{refusal:?}"
+                );
+                assert!(!base, "the deleted image is there");
+                seen[1] += 1;
+            }
+            both => panic!("both or none: {both:?}"),
+        }
+    }
+    eprintln!("made, deleted: {seen:?}");
 }
