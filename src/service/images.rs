@@ -34,6 +34,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// All images.
 pub struct Images {
     known: Mutex<BTreeMap<ImageId, Known>>,
+    /// Held from the look at what is known until an import is durable, so that
+    /// whoever comes next with the same id finds its operation.
+    admission: tokio::sync::Mutex<()>,
     policy: SourcePolicy,
 }
 
@@ -77,6 +80,7 @@ impl Images {
         };
         Ok(Self {
             known: Mutex::new(known),
+            admission: tokio::sync::Mutex::default(),
             policy,
         })
     }
@@ -215,6 +219,7 @@ async fn decide_import(
         create_time: operation.create_time,
     };
     // One lock decides who imports this id.
+    let admission = core.images.admission.lock().await;
     let known = {
         let mut known = core.images.lock();
         match known.get(&id) {
@@ -238,6 +243,10 @@ async fn decide_import(
         .operations
         .begin(operation, Batch::new().put_image(&image))
         .await;
+    if begun.is_err() {
+        core.images.lock().remove(&id);
+    }
+    drop(admission);
     drop(guard);
     match begun {
         Ok(live) => {
@@ -245,10 +254,7 @@ async fn decide_import(
             begin(core, id, live);
             Ok(answer)
         }
-        Err(fault) => {
-            core.images.lock().remove(&id);
-            Err(fault)
-        }
+        Err(fault) => Err(fault),
     }
 }
 

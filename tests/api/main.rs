@@ -9,9 +9,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod behind;
 mod create;
 mod host;
+mod operations;
 mod process;
+mod python;
+mod races;
+mod reads;
+mod root;
 mod storm;
 mod table;

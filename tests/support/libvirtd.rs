@@ -74,6 +74,8 @@ impl Libvirtd {
             .expect("libvirtd is installed (scripts/setup)");
         self.process = Some(process);
         let deadline = Instant::now() + PATIENCE;
+        // That it is not there yet is no news.
+        virt::error::clear_error_callback();
         while Connect::open(Some(&self.uri())).is_err() {
             assert!(Instant::now() < deadline, "libvirtd does not answer");
             std::thread::sleep(Duration::from_millis(20));

@@ -240,6 +240,9 @@ pub async fn new_root(
         .await
         .map_err(|mut fault| {
             // The field has another name here.
+            fault.message = fault
+                .message
+                .replace("root_volume.volume_id", "resource_id");
             fault
                 .metadata
                 .insert("field".to_owned(), "resource_id".to_owned());

@@ -10,7 +10,9 @@ use crate::model::request::{CreateVm, PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
 use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
-use crate::service::operations::{fingerprint, first_difference, new_operation, now};
+use crate::service::operations::{
+    OperationQuery, fingerprint, first_difference, new_operation, now,
+};
 use crate::service::{admission, plans, preview, vms};
 use std::sync::Arc;
 
@@ -104,6 +106,9 @@ impl Worker {
     }
 
     async fn change(&mut self, asked: &Asked, request: &VmRequest, vm: &Vm) -> Answer {
+        if let Some(known) = self.made_already(asked, request, vm).await? {
+            return Ok(known);
+        }
         if let Some(expected) = asked.envelope.expected_generation
             && expected != vm.generation
         {
@@ -139,6 +144,45 @@ impl Worker {
             Decision::Already => self.already(asked, request, resting, vm).await,
             Decision::Go => self.go(asked, request, resting, vm, overtakes).await,
         }
+    }
+
+    /// The operation that makes or made the root volume with the asked id, if it
+    /// was asked for in the same words: `resource_id` makes repeats safe, too.
+    async fn made_already(
+        &self,
+        asked: &Asked,
+        request: &VmRequest,
+        vm: &Vm,
+    ) -> Result<Option<Arc<Operation>>, Fault> {
+        let VmRequest::ReplaceRootVolume(wish) = request else {
+            return Ok(None);
+        };
+        let Some(id) = wish.resource_id.filter(|_| !asked.envelope.validate_only) else {
+            return Ok(None);
+        };
+        let same = |operation: &Operation| {
+            matches!(&operation.intent, Intent::ReplaceRootVolume { new_root, .. } if new_root.id == id)
+                && first_difference(&operation.request, &asked.recorded).is_none()
+        };
+        if let Some((live, _)) = &self.running
+            && same(&live.get())
+        {
+            return Ok(Some(live.get()));
+        }
+        // One that failed has left no volume, and is tried again.
+        if vm.volume(id).is_none() {
+            return Ok(None);
+        }
+        let listed = self
+            .core
+            .operations
+            .list(OperationQuery {
+                vm_id: Some(vm.id),
+                limit: 1000,
+                ..Default::default()
+            })
+            .await?;
+        Ok(listed.operations.into_iter().find(|known| same(known)))
     }
 
     /// A forced stop overtakes a graceful one that still waits.
