@@ -187,6 +187,7 @@ impl Cell {
                 | PauseCause::User
                 | PauseCause::NoSpace
                 | PauseCause::Busy
+                | PauseCause::Starting
                 | PauseCause::Crashed,
             ) => {
                 self.no_space.store(false, Ordering::Relaxed);

@@ -137,8 +137,8 @@ pub const fn observed(seen: Option<Sighting>) -> Observed {
             | PauseReason::Saving
             | PauseReason::Dumping
             | PauseReason::Snapshot
-            | PauseReason::ShuttingDown
-            | PauseReason::StartingUp => PauseCause::Busy,
+            | PauseReason::ShuttingDown => PauseCause::Busy,
+            PauseReason::StartingUp => PauseCause::Starting,
             PauseReason::Unknown => PauseCause::Unknown,
         }),
         Power::Crashed => Observed::Paused(PauseCause::Crashed),

@@ -16,6 +16,10 @@ pub(crate) const LINE: &str = "kvmlet test guest\r\n";
 pub(crate) enum BootSector {
     Idle,
     PowerOff,
+    /// Writes its line, and six seconds later again, and powers off.
+    PowerOffLater,
+    /// Writes its line again and again.
+    Chatter,
 }
 
 impl BootSector {
@@ -33,12 +37,34 @@ impl BootSector {
             0xee, // out dx, al
             0xeb, 0xf5, // jmp next
         ];
-        let end = match self {
-            Self::Idle => &[][..],
-            Self::PowerOff => &POWER_OFF[..],
+        let print_again = [0xeb, 0xf0]; // jmp mov si
+        let print_twice = [
+            0x31, 0xc0, // xor ax, ax
+            0x8e, 0xd8, // mov ds, ax
+            0xfb, // sti: the timer ends each hlt
+            0xbb, 0x02, 0x00, // mov bx, 2
+            0xbe, 0x40, 0x7c, // again: mov si, the line at 0x40
+            0xac, // next: lodsb
+            0x84, 0xc0, // test al, al
+            0x74, 0x06, // jz written
+            0xba, 0xf8, 0x03, // mov dx, the first serial port
+            0xee, // out dx, al
+            0xeb, 0xf5, // jmp next
+            0x4b, // written: dec bx
+            0x74, 0x08, // jz end
+            0xb9, 0x6e, 0x00, // mov cx, 110 ticks of 55 ms
+            0xf4, // tick: hlt
+            0xe2, 0xfd, // loop tick
+            0xeb, 0xe7, // jmp again
+        ];
+        let (begin, end) = match self {
+            Self::Idle => (&print[..], &[][..]),
+            Self::PowerOff => (&print[..], &POWER_OFF[..]),
+            Self::PowerOffLater => (&print_twice[..], &POWER_OFF[..]),
+            Self::Chatter => (&print[..], &print_again[..]),
         };
         // again: hlt; jmp again
-        let code: Vec<u8> = [&print[..], end, &[0xf4, 0xeb, 0xfd]].concat();
+        let code: Vec<u8> = [begin, end, &[0xf4, 0xeb, 0xfd]].concat();
         let mut sector = [0; 512];
         sector[..code.len()].copy_from_slice(&code);
         sector[0x40..0x40 + LINE.len()].copy_from_slice(LINE.as_bytes());

@@ -7,6 +7,7 @@
 // Without `#[test]`, clippy can't tell that these are tests.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)] // the daemon's tests boot more of them
 mod guest;
 mod host;
 mod rfb;

@@ -73,7 +73,7 @@ pub enum Observed {
 
 impl Observed {
     /// All of them, for tests.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Absent,
         Self::Off(OffCause::Unknown),
         Self::Off(OffCause::Shutdown),
@@ -87,6 +87,7 @@ impl Observed {
         Self::Paused(PauseCause::IoError),
         Self::Paused(PauseCause::NoSpace),
         Self::Paused(PauseCause::Busy),
+        Self::Paused(PauseCause::Starting),
         Self::Paused(PauseCause::Crashed),
     ];
 }
@@ -117,8 +118,10 @@ pub enum PauseCause {
     IoError,
     /// A volume could not grow.
     NoSpace,
-    /// libvirt needs it so for a short while: save, dump, snapshot, start.
+    /// libvirt needs it so for a short while: save, dump, snapshot.
     Busy,
+    /// It is being given power.
+    Starting,
     /// The guest panicked and is held.
     Crashed,
 }
@@ -159,6 +162,9 @@ pub const fn observe(before: Seen, observed: Observed) -> Seen {
             PauseCause::NoSpace => paused(StateReason::NoSpace),
             PauseCause::Crashed => paused(StateReason::Crashed),
             PauseCause::Busy => paused(StateReason::HypervisorBusy),
+            // QEMU is there and the guest is not: it is what it was until libvirt
+            // says how the start ended.
+            PauseCause::Starting => before,
         },
         Observed::Off(cause) => match cause {
             OffCause::Unknown => match before.resting {
@@ -249,6 +255,7 @@ mod tests {
                 Observed::Absent => Resting::Lost,
                 Observed::Saved => Resting::Saved,
                 Observed::Running => Resting::Running,
+                Observed::Paused(PauseCause::Starting) => before_last.resting,
                 Observed::Paused(_) => Resting::Paused,
                 Observed::Off(OffCause::Crashed) => Resting::Crashed,
                 // libvirt has forgotten: a crash that was seen stays one.
@@ -273,6 +280,15 @@ mod tests {
             }
         );
         assert_eq!(observe(off, Observed::Off(OffCause::Unknown)), off);
+    }
+
+    #[test]
+    fn a_start_by_others_that_is_seen_half_way_is_told_as_one() {
+        let off = observe(Seen::NOTHING, Observed::Off(OffCause::Destroyed));
+        let half_way = observe(off, Observed::Paused(PauseCause::Starting));
+        assert_eq!(half_way, off);
+        let running = observe(half_way, Observed::Running);
+        assert_eq!(running.reason, StateReason::StartedOnHost);
     }
 
     #[test]
