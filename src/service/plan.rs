@@ -243,16 +243,15 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
     let mut left = Vec::new();
     for (index, step) in plan.iter().enumerate().take(count).rev() {
         fail_point(operation.get().intent.kind().as_str(), step.name(), "undo");
-        let before = mark(run, index, StepState::Undoing);
+        let before = run.operation.get().steps.get(index).cloned();
+        mark(run, index, StepState::Undoing);
         match undo_step(run, step.as_ref()).await {
             Some(Ok(Undone::Something)) => {
                 undone = true;
                 mark(run, index, StepState::Undone);
             }
             // It is shown as it was: failed, or found to need nothing.
-            Some(Ok(Undone::Nothing)) => {
-                mark(run, index, before.unwrap_or(StepState::Undone));
-            }
+            Some(Ok(Undone::Nothing)) => restore(run, index, before),
             Some(Err(fault)) => {
                 tracing::error!(
                     step = step.name(),
@@ -319,14 +318,12 @@ pub async fn until_libvirt_is_there(run: &Run) -> bool {
     }
 }
 
-/// Shows where a step stands, and returns where it stood.
-fn mark(run: &Run, index: usize, state: StepState) -> Option<StepState> {
-    let mut before = None;
+/// Shows where a step stands.
+fn mark(run: &Run, index: usize, state: StepState) {
     run.operation.change(|operation| {
         let Some(step) = operation.steps.get_mut(index) else {
             return;
         };
-        before = Some(step.state);
         step.state = state;
         match state {
             StepState::Running => step.start_time = Some(now()),
@@ -338,7 +335,15 @@ fn mark(run: &Run, index: usize, state: StepState) -> Option<StepState> {
             | StepState::UndoFailed => step.end_time = Some(now()),
         }
     });
-    before
+}
+
+/// Shows a step as it was.
+fn restore(run: &Run, index: usize, before: Option<StepRecord>) {
+    run.operation.change(|operation| {
+        if let (Some(step), Some(before)) = (operation.steps.get_mut(index), before) {
+            *step = before;
+        }
+    });
 }
 
 /// Shows how far the plan has come: whole steps, and a part of the running one

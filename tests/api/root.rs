@@ -75,6 +75,71 @@ async fn a_running_vms_root_is_replaced_kept_and_switched_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_does_not_come_up_healthy_is_switched_back_by_itself() {
+    let host = Host::start().await;
+    let api = host.api();
+    let other = host.another_image().await;
+    let (vm, _) = host.vm_in(Resting::Running).await;
+    let before = api.vm(&vm).await.unwrap();
+    let volumes = host.daemon.pool_files();
+    let replace = |sign: HealthSign| ReplaceRootVolumeRequest {
+        vm_id: vm.clone(),
+        image_id: other.clone(),
+        stop_policy: Some(force()),
+        start_after: true,
+        health_check: Some(HealthCheck {
+            sign: sign.into(),
+            timeout: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
+        }),
+        ..Default::default()
+    };
+    // A simulated guest has no agent.
+    let started = api
+        .vms()
+        .replace_root_volume(replace(HealthSign::GuestAgent))
+        .await;
+    let operation = api.ended(&started.unwrap().get_ref().id).await;
+    assert_eq!(operation.state(), OperationState::Failed);
+    assert_eq!(operation.rollback_state(), RollbackState::Done);
+    let steps: Vec<_> = operation
+        .steps
+        .iter()
+        .map(|step| (step.name.as_str(), step.state()))
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            ("cache-image", StepState::Skipped),
+            ("make-volume", StepState::Undone),
+            ("stop-guest", StepState::Undone),
+            ("switch-root", StepState::Undone),
+            ("start-guest", StepState::Undone),
+            ("check-health", StepState::Failed),
+        ]
+    );
+    let after = api.vm(&vm).await.unwrap();
+    assert_eq!(after.state(), VmState::Running, "it ran before");
+    assert_eq!(after.state_reason(), StateReason::Operation);
+    assert_eq!(after.root_volume_id, before.root_volume_id);
+    assert_eq!(after.volumes.len(), before.volumes.len());
+    assert_eq!(after.generation, before.generation);
+    assert_eq!(host.daemon.pool_files(), volumes, "nothing is left");
+
+    api.done(
+        api.vms()
+            .replace_root_volume(replace(HealthSign::StillRunning))
+            .await,
+    )
+    .await;
+    let after = api.vm(&vm).await.unwrap();
+    assert_eq!(after.state(), VmState::Running);
+    assert_ne!(after.root_volume_id, before.root_volume_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_root_is_as_large_as_its_policy_says() {
     let daemon = Daemon::simulated().await;
     let api = daemon.api();

@@ -3,7 +3,9 @@
 use super::{Fate, Worker};
 use crate::journal::Batch;
 use crate::model::lifecycle::{Resting, StateReason};
-use crate::model::operation::{Intent, Operation, OperationKind, OperationResult, OperationState};
+use crate::model::operation::{
+    Intent, Operation, OperationKind, OperationResult, OperationState, RollbackState,
+};
 use crate::model::reason::Reason;
 use crate::model::vm::Vm;
 use crate::service::operations::{LiveOperation, now};
@@ -123,7 +125,14 @@ impl Worker {
     /// what its volumes take.
     async fn describe_end(&self, vm: Vm, operation: &Operation, succeeded: bool) -> Vm {
         let mut vm = vm;
-        if succeeded && leads_to(&operation.intent) == Some(vm.seen.resting) {
+        let reached = succeeded && leads_to(&operation.intent) == Some(vm.seen.resting);
+        // What looks like somebody else's doing was the undoing.
+        let undone = operation.rollback == RollbackState::Done
+            && matches!(
+                vm.seen.reason,
+                StateReason::StartedOnHost | StateReason::Destroyed | StateReason::PausedOnHost
+            );
+        if reached || undone {
             vm.seen.reason = StateReason::Operation;
         }
         vm.update_time = now();
