@@ -7,6 +7,10 @@ use crate::model::nic::{Attachment, MacAddress, Nic};
 use crate::model::reason::Reason;
 use crate::model::request::NewNic;
 
+/// The first libvirt that tags the traffic of a plain Linux bridge; before it,
+/// only Open vSwitch could.
+const VLAN_SINCE: u32 = 11;
+
 pub(super) fn nics(core: &Core, vm: VmId, wishes: &[NewNic]) -> Result<Vec<Nic>, Fault> {
     let mut nics = Vec::new();
     for (index, wish) in (0u32..).zip(wishes) {
@@ -39,6 +43,7 @@ pub(super) fn nics(core: &Core, vm: VmId, wishes: &[NewNic]) -> Result<Vec<Nic>,
                 ));
             }
         };
+        check_vlan(core, &attachment, &path("bridge.vlan"))?;
         let mtu = wish.mtu.or(network_mtu);
         if mtu.is_some() && attachment == Attachment::User {
             return Err(Fault::field(
@@ -70,6 +75,25 @@ pub(super) fn nics(core: &Core, vm: VmId, wishes: &[NewNic]) -> Result<Vec<Nic>,
         });
     }
     Ok(nics)
+}
+
+/// Refuses a VLAN that this host's libvirt can't set on a Linux bridge.
+fn check_vlan(core: &Core, attachment: &Attachment, field: &str) -> Result<(), Fault> {
+    let Attachment::Bridge { vlan: Some(_), .. } = attachment else {
+        return Ok(());
+    };
+    let facts = core.hypervisor.facts()?;
+    if core.hypervisor.is_simulated() || facts.libvirt_version.major >= VLAN_SINCE {
+        return Ok(());
+    }
+    Err(Fault::field(
+        Reason::FieldInvalid,
+        field,
+        format!(
+            "needs libvirt {VLAN_SINCE}, and this host has {}",
+            facts.libvirt_version
+        ),
+    ))
 }
 
 fn check_mac(
