@@ -5,7 +5,7 @@ use kvmlet::model::ids::ImageId;
 use kvmlet::model::image::ImageFormat;
 use kvmlet::storage::{Pool, Qcow2Pool, SourcePolicy, StorageErrorKind, Task};
 use nix::unistd::Pid;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,17 +113,20 @@ fn a_conversion_past_its_deadline_is_killed() {
     });
 }
 
+/// Set for the process that is the agent and is killed.
 const FOLDER: &str = "KVMLET_TEST_FOLDER";
 
 #[test]
 fn a_conversion_dies_with_the_agent_and_its_rest_is_swept() {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        return be_the_agent(&PathBuf::from(folder));
+    }
     let folder = tempfile::tempdir().expect("a folder");
     compressed(&folder.path().join("disk.qcow2"), 192);
     let mut agent = command(std::env::current_exe().expect("this test"))
         .args([
             "--exact",
-            "processes::convert_for_the_test_above",
-            "--ignored",
+            "processes::a_conversion_dies_with_the_agent_and_its_rest_is_swept",
         ])
         .env(FOLDER, folder.path())
         .stdout(Stdio::null())
@@ -151,14 +154,12 @@ fn a_conversion_dies_with_the_agent_and_its_rest_is_swept() {
     assert_eq!(left, Vec::<String>::new());
 }
 
-#[test]
-#[ignore = "the agent's part of the test above, which runs and kills it"]
-fn convert_for_the_test_above() {
-    let folder = PathBuf::from(std::env::var_os(FOLDER).expect("set by the test above"));
+/// The agent's part of the test above, in a process of its own, which is killed.
+fn be_the_agent(folder: &Path) {
     let pool = Qcow2Pool::new("main", folder.join("pool"));
     pool.prepare().expect("a pool");
     let policy = SourcePolicy {
-        allowed_directories: vec![folder.clone()],
+        allowed_directories: vec![folder.to_owned()],
         ..SourcePolicy::default()
     };
     let request = request(&folder.join("disk.qcow2"), ImageFormat::Qcow2);
