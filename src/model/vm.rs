@@ -139,11 +139,6 @@ impl Vm {
         self.volumes.iter().find(|volume| volume.id == id)
     }
 
-    /// The former root that was replaced last and is still kept.
-    pub fn previous_root(&self) -> Option<&Volume> {
-        self.kept_roots().into_iter().next_back()
-    }
-
     /// The former roots that are kept, the last replaced one last.
     pub fn kept_roots(&self) -> Vec<&Volume> {
         // Replacing pushes the old root to the end of the list.

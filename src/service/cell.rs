@@ -2,11 +2,13 @@
 //! get.
 //!
 //! Invariant: only the VM's worker and the plan that it runs change a cell's
-//! record; everyone may read its [`View`], which is always whole.
+//! record; what is seen of the domain comes from the worker, and from the first
+//! look over a new connection. Everyone may read the [`View`], which is always
+//! whole.
 
 use crate::libvirt::VncEndpoint;
 use crate::model::fault::Fault;
-use crate::model::ids::{OperationId, VmId};
+use crate::model::ids::{OperationId, VmId, VolumeId};
 use crate::model::lifecycle::{self, Observed, PauseCause, Resting, Seen, StateReason};
 use crate::model::operation::OperationKind;
 use crate::model::time::Timestamp;
@@ -101,6 +103,14 @@ impl Cell {
             .vm
             .clone()
             .ok_or_else(|| internal("a plan runs on a VM without a record"))
+    }
+
+    /// The root volume of the record.
+    ///
+    /// # Errors
+    /// As [`Cell::vm`].
+    pub fn root(&self) -> Result<Option<VolumeId>, Fault> {
+        Ok(self.vm()?.root().map(|root| root.id))
     }
 
     /// Changes the cell and publishes it, if anything has changed.

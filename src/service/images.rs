@@ -34,8 +34,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 /// All images.
 pub struct Images {
     known: Mutex<BTreeMap<ImageId, Known>>,
-    /// Held from the look at what is known until an import is durable, so that
-    /// whoever comes next with the same id finds its operation.
+    /// Held from the look at what is known until an operation holds the image, so
+    /// that whoever comes next with the same id finds it. Taken before the VMs'.
     admission: tokio::sync::Mutex<()>,
     policy: SourcePolicy,
 }
@@ -243,19 +243,20 @@ async fn decide_import(
         .operations
         .begin(operation, Batch::new().put_image(&image))
         .await;
-    if begun.is_err() {
-        core.images.lock().remove(&id);
-    }
-    drop(admission);
-    drop(guard);
-    match begun {
+    let answer = match begun {
         Ok(live) => {
             let answer = live.get();
             begin(core, id, live);
             Ok(answer)
         }
-        Err(fault) => Err(fault),
-    }
+        Err(fault) => {
+            core.images.lock().remove(&id);
+            Err(fault)
+        }
+    };
+    drop(admission);
+    drop(guard);
+    answer
 }
 
 /// The same image asked for again: its operation, if that is still known.
@@ -331,6 +332,8 @@ async fn decide_delete(
         Claim::Repeat(known) => return Ok(known),
         Claim::Fresh(guard) => guard,
     };
+    // No other operation on an image begins while this one is decided on.
+    let _images = core.images.admission.lock().await;
     let image = core.images.get(id)?;
     if let Some(holder) = core
         .images

@@ -35,6 +35,8 @@ pub struct LiveOperation {
     cancel: CancellationToken,
     /// The same as `cancel`, for blocking calls.
     cancelled: Arc<AtomicBool>,
+    /// A former run of the agent began it, and may have got anywhere.
+    resumed: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -45,8 +47,9 @@ enum Phase {
 }
 
 impl LiveOperation {
-    fn new(operation: Operation) -> Self {
+    fn new(operation: Operation, resumed: bool) -> Self {
         Self {
+            resumed,
             state: watch::Sender::new(Arc::new(operation)),
             phase: Mutex::new(Phase::Open),
             cancel: CancellationToken::new(),
@@ -98,6 +101,16 @@ impl LiveOperation {
             Phase::Cancelled(why) => Some(why.clone()),
             Phase::Open | Phase::PastReturn => None,
         }
+    }
+
+    /// Whether it can't be cancelled or undone any more.
+    pub fn is_past_return(&self) -> bool {
+        matches!(*lock(&self.phase), Phase::PastReturn)
+    }
+
+    /// Whether a former run of the agent began it.
+    pub const fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// Resolves when it is asked to end early.
@@ -223,13 +236,22 @@ impl Operations {
     }
 
     /// Takes in an operation that is about to be made durable.
-    pub fn open(&self, operation: Operation) -> Arc<LiveOperation> {
+    fn open(&self, operation: Operation) -> Arc<LiveOperation> {
+        self.take_in(operation, false)
+    }
+
+    /// Takes in an operation that a former run of the agent began.
+    pub fn resume(&self, operation: Operation) -> Arc<LiveOperation> {
+        self.take_in(operation, true)
+    }
+
+    fn take_in(&self, operation: Operation, resumed: bool) -> Arc<LiveOperation> {
         let mut live = lock(&self.live);
         let id = operation.id;
         if let Some(request) = operation.request_id {
             live.by_request.insert(request, id);
         }
-        let opened = Arc::new(LiveOperation::new(operation));
+        let opened = Arc::new(LiveOperation::new(operation, resumed));
         live.by_id.insert(id, opened.clone());
         opened
     }

@@ -13,6 +13,9 @@
 //! one kind that can't be repeated (pressing a reset button) says so and is
 //! recorded before it acts.
 //!
+//! What a step made is not undone while a later one that could not be undone
+//! still uses it: a disk is not removed under its domain.
+//!
 //! Once a step that is a point of no return begins, nothing is undone any more:
 //! the plan goes forward, now or after the next start of the agent.
 
@@ -70,6 +73,12 @@ pub trait Step: Send + Sync {
         false
     }
 
+    /// Whether what the steps before it made is in use as long as this one is not
+    /// undone: then it is not taken away under it.
+    fn holds_earlier(&self) -> bool {
+        false
+    }
+
     /// Whether it may be done twice.
     fn is_repeatable(&self) -> bool {
         true
@@ -119,6 +128,14 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
         });
         return undo(run, plan, plan.len(), fault).await;
     }
+    // How far a former run got is not known, so all of it is measured.
+    let begun = |count| {
+        if operation.is_resumed() {
+            plan.len()
+        } else {
+            count
+        }
+    };
     for (index, step) in plan.iter().enumerate() {
         if run.core.stopping.is_cancelled() {
             return Ended::Halted;
@@ -130,7 +147,7 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
             operation.cancelled()
         };
         if let Some(why) = early {
-            return undo(run, plan, index, why).await;
+            return undo(run, plan, begun(index), why).await;
         }
         mark(run, index, StepState::Running);
         let cut_off = interrupted
@@ -146,14 +163,11 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
             }
             Err(fault) => {
                 mark(run, index, StepState::Failed);
-                let past = plan[..=index]
-                    .iter()
-                    .any(|step| step.is_point_of_no_return());
-                if past {
+                if operation.is_past_return() {
                     return Ended::Failed(fault);
                 }
                 let why = operation.cancelled().unwrap_or(fault);
-                return undo(run, plan, index + 1, why).await;
+                return undo(run, plan, begun(index + 1), why).await;
             }
         }
     }
@@ -260,6 +274,10 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
                 );
                 mark(run, index, StepState::UndoFailed);
                 left.push(step.name());
+                if step.holds_earlier() {
+                    left.extend(done_before(run, plan, index));
+                    break;
+                }
             }
             None => return Ended::Halted,
         }
@@ -282,6 +300,18 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
     } else {
         Ended::Failed(why)
     }
+}
+
+/// The steps before one that were done, last first.
+fn done_before(run: &Run, plan: &Plan, index: usize) -> Vec<&'static str> {
+    let steps = &run.operation.get().steps;
+    plan.iter()
+        .zip(steps)
+        .take(index)
+        .rev()
+        .filter(|(_, record)| record.state == StepState::Done)
+        .map(|(step, _)| step.name())
+        .collect()
 }
 
 /// Undoes one step; waits for libvirt as long as it is away, because what is

@@ -86,7 +86,7 @@ impl Reconciler {
             let id = vm.id;
             let live = unfinished.remove(&id).map(|operation| {
                 plans::claim(&mut vm, &operation);
-                core.operations.open(operation)
+                core.operations.resume(operation)
             });
             let current = live
                 .as_ref()
@@ -104,7 +104,7 @@ impl Reconciler {
             );
         }
         for (image, operation) in of_images {
-            let live = core.operations.open(operation);
+            let live = core.operations.resume(operation);
             images::begin(core, image, live);
         }
     }
@@ -115,7 +115,7 @@ impl Reconciler {
         use crate::model::reason::Reason;
         let core = self.core.clone();
         tokio::spawn(async move {
-            let live = core.operations.open(older);
+            let live = core.operations.resume(older);
             let mut ended = Operation::clone(&live.get());
             ended.state = OperationState::Cancelled;
             ended.end_time = Some(now());

@@ -91,7 +91,8 @@ impl Vms {
         owned.remove(&id);
     }
 
-    /// Has a VM's worker look and remove what has had its time. A worker with a full queue is asked again at the next sweep.
+    /// Has a VM's worker look and remove what has had its time. A worker with a
+    /// full queue is asked again at the next sweep.
     pub fn tidy(&self, id: VmId) {
         if let Some(owned) = self.owned(id) {
             drop(owned.queue.try_send(Incoming::Tidy));
@@ -216,6 +217,10 @@ async fn decide(
                     Reason::QueueFull,
                     "too many requests wait for this VM",
                 ));
+            }
+            // Workers end with the agent, and there will be no other.
+            Err(mpsc::error::TrySendError::Closed(_)) if core.stopping.is_cancelled() => {
+                return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
             }
             // Its worker has just ended: the VM is gone, or was never made.
             Err(mpsc::error::TrySendError::Closed(_)) => {

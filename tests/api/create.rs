@@ -72,6 +72,36 @@ async fn twenty_callers_with_one_vm_id_make_one_vm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_an_orphan_is_refused_and_the_orphan_is_left_alone() {
+    let host = Host::start().await;
+    let api = host.api();
+    let request = CreateVmRequest {
+        start: true,
+        ..small(&host.image)
+    };
+    let vm = &request.vm_id;
+    let xml = format!(
+        "<domain type='test'><name>kvmlet-{vm}</name><uuid>{vm}</uuid>\
+         <memory unit='MiB'>16</memory><os><type>hvm</type></os></domain>"
+    );
+    let orphan = host.connection.define_domain_xml(&xml).unwrap();
+    orphan.create().unwrap();
+    let refusal = refused(api.vms().create_vm(request.clone()).await);
+    assert_eq!(
+        refusal.brief(),
+        (Code::AlreadyExists, "VM_EXISTS", vec!["vm_id"])
+    );
+    assert!(orphan.is_active().unwrap());
+    assert!(api.all_vms().await.is_empty());
+    assert!(
+        host.daemon
+            .pool_files()
+            .iter()
+            .all(|file| !file.contains("volumes/"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn twenty_callers_with_one_request_id_make_one_vm() {
     let daemon = Daemon::simulated().await;
     let api = daemon.api();

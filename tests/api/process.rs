@@ -175,11 +175,13 @@ async fn systemd_is_told_of_readiness_of_life_and_of_the_end() {
         }
         all
     };
-    let mut setup = Setup::default();
-    setup.environment = vec![
-        ("NOTIFY_SOCKET".to_owned(), path.display().to_string()),
-        ("WATCHDOG_USEC".to_owned(), "1000000".to_owned()),
-    ];
+    let setup = Setup {
+        environment: vec![
+            ("NOTIFY_SOCKET".to_owned(), path.display().to_string()),
+            ("WATCHDOG_USEC".to_owned(), "1000000".to_owned()),
+        ],
+        ..Setup::default()
+    };
     let mut daemon = Daemon::start(setup).await;
     let ready = heard("READY=1");
     assert!(ready.contains("STATUS=0 VMs, 0 with power"), "{ready}");

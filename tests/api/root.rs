@@ -4,6 +4,7 @@ use crate::host::Host;
 use crate::support::api::{Start, force, id};
 use crate::support::daemon::Daemon;
 use crate::support::refusal::refused;
+use crate::support::{PATIENCE, until};
 use kvmlet::model::lifecycle::Resting;
 use kvmlet::proto::v1::*;
 use tonic::Code;
@@ -137,6 +138,62 @@ async fn a_root_that_does_not_come_up_healthy_is_switched_back_by_itself() {
     let after = api.vm(&vm).await.unwrap();
     assert_eq!(after.state(), VmState::Running);
     assert_ne!(after.root_volume_id, before.root_volume_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replacement_that_a_kill_cuts_off_leaves_the_started_guest_alone_and_can_be_undone() {
+    let mut host = Host::start().await;
+    let other = host.another_image().await;
+    let (vm, _) = host.vm_in(Resting::Running).await;
+    let before = host.api().vm(&vm).await.unwrap();
+    let volumes = host.daemon.pool_files();
+    let request = ReplaceRootVolumeRequest {
+        vm_id: vm.clone(),
+        image_id: other.clone(),
+        stop_policy: Some(force()),
+        start_after: true,
+        health_check: Some(HealthCheck {
+            sign: HealthSign::StillRunning.into(),
+            timeout: Some(prost_types::Duration {
+                seconds: 600,
+                nanos: 0,
+            }),
+        }),
+        ..Default::default()
+    };
+    let begun = host.api().vms().replace_root_volume(request).await;
+    let operation = begun.unwrap().into_inner().id;
+    let checking = async |host: &Host| {
+        let api = host.api();
+        until("the check of its health", PATIENCE, async || {
+            let request = GetOperationRequest {
+                operation_id: operation.clone(),
+            };
+            let shown = api.operations().get_operation(request).await.unwrap();
+            let step = shown.into_inner().steps.pop()?;
+            (step.state() == StepState::Running).then_some(())
+        })
+        .await;
+    };
+    checking(&host).await;
+    let started = host.domain(&vm).id();
+    host.daemon.kill9();
+    host.daemon.restart().await;
+    checking(&host).await;
+    assert_eq!(host.domain(&vm).id(), started, "it was not started anew");
+
+    let cancel = CancelOperationRequest {
+        operation_id: operation.clone(),
+    };
+    let api = host.api();
+    api.operations().cancel_operation(cancel).await.unwrap();
+    let ended = api.ended(&operation).await;
+    assert_eq!(ended.state(), OperationState::Cancelled);
+    assert_eq!(ended.rollback_state(), RollbackState::Done);
+    let after = api.vm(&vm).await.unwrap();
+    assert_eq!(after.state(), VmState::Running, "it ran before");
+    assert_eq!(after.root_volume_id, before.root_volume_id);
+    assert_eq!(host.daemon.pool_files(), volumes, "nothing is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

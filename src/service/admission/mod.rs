@@ -13,7 +13,9 @@ mod volumes;
 pub use hardware::check_host;
 
 use super::core::Core;
+use super::domains::domain_name;
 use super::fault::internal;
+use super::gate::Lane;
 use crate::config::VmSettings;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
@@ -64,6 +66,7 @@ pub async fn create(
     now: Timestamp,
 ) -> Result<Vm, Fault> {
     let tags = tag::parse(&wish.system_tags)?;
+    check_domain(core, id, wish).await?;
     let (hardware, hypervisor) = hardware(
         core,
         wish.hardware_profile_id.as_deref(),
@@ -253,6 +256,24 @@ pub async fn new_root(
         })?;
     check_room(core, std::slice::from_ref(&volume)).await?;
     Ok(volume)
+}
+
+/// Refuses the id of an orphan: defining its domain anew would take it over, and
+/// undoing that would remove it. libvirt itself refuses a domain of another name.
+async fn check_domain(core: &Core, id: VmId, wish: &CreateVm) -> Result<(), Fault> {
+    let recorded = core.vms.get(id).is_ok();
+    if recorded || wish.vm_id.is_none() {
+        return Ok(());
+    }
+    let found = core
+        .hypervisor
+        .call(Lane::Read, move |host| host.get(id))
+        .await?;
+    if found.is_none_or(|domain| domain.metadata.is_none() && domain.name != domain_name(id)) {
+        return Ok(());
+    }
+    let problem = "is the id of a domain on this host that is in no record";
+    Err(Fault::field(Reason::VmExists, "vm_id", problem).with("vm_id", id))
 }
 
 /// Refuses text that XML can't carry: it would be lost in the domain.

@@ -44,6 +44,7 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
         plan.push(Box::new(StartGuest {
             cell,
             undo_stops: true,
+            new_root: None,
         }));
     }
     plan
@@ -167,6 +168,10 @@ pub(super) struct DefineDomain {
 impl Step for DefineDomain {
     fn name(&self) -> &'static str {
         "define-domain"
+    }
+
+    fn holds_earlier(&self) -> bool {
+        true
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {

@@ -5,6 +5,7 @@ use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
 use crate::model::image::Image;
+use crate::model::reason::Reason;
 use crate::model::request::ImportImage;
 use crate::service::core::Core;
 use crate::service::fault::{chain, from_source, internal};
@@ -81,6 +82,16 @@ impl Step for FetchSource {
             .pools
             .call(&self.image.pool, move |pool, _| pool.image(id))
             .await?;
+        if found.is_some() && self.image.source_sha256.is_empty() {
+            // This import has not come so far as to make it, so what is in it is
+            // not known.
+            return Err(Fault::new(
+                Reason::ImageExists,
+                "the pool has a file of this image that is in no record",
+            )
+            .with("image_id", id)
+            .with("field", "image_id"));
+        }
         Ok(found.is_some())
     }
 
@@ -209,6 +220,10 @@ impl Step for ConvertImage {
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
         let id = self.image.id;
+        if run.core.images.get(id)?.source_sha256.is_empty() {
+            // It was not begun: a file that is there is not this import's.
+            return Ok(Undone::Nothing);
+        }
         run.core
             .pools
             .call(&self.image.pool, move |pool, _| {

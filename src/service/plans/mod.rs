@@ -14,7 +14,7 @@ mod update;
 use super::cell::Cell;
 use super::plan::Plan;
 use crate::model::fault::Fault;
-use crate::model::operation::{Intent, Operation};
+use crate::model::operation::{Intent, Operation, RollbackState};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
@@ -119,9 +119,13 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
         Intent::RecoverVm if succeeded => vm.life = Life::Present,
         Intent::ExpungeVm if succeeded => return None,
         Intent::ReplaceRootVolume { new_root, .. } if !succeeded => {
-            // Undone; if it is the root all the same, the undoing failed.
-            let root = vm.root().map(|root| root.id);
-            vm.volumes.retain(|volume| volume.id != new_root.id || root == Some(volume.id));
+            if operation.rollback == RollbackState::Failed {
+                // What may be left of it stays known; the sweeper removes it, if it
+                // is not the root.
+                claim(&mut vm, operation);
+            } else {
+                vm.volumes.retain(|volume| volume.id != new_root.id);
+            }
         }
         Intent::UpdateVm { .. }
         | Intent::DeleteVm { .. }

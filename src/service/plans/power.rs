@@ -2,6 +2,7 @@
 
 use crate::libvirt::{ErrorKind, LibvirtError, Power, RebootMethod, Sighting};
 use crate::model::fault::Fault;
+use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
 use crate::service::cell::Cell;
 use crate::service::fault::{chain, from_libvirt};
@@ -18,6 +19,7 @@ pub(super) fn start(cell: Arc<Cell>, discard_saved: bool) -> Plan {
     plan.push(Box::new(StartGuest {
         cell,
         undo_stops: false,
+        new_root: None,
     }));
     plan
 }
@@ -82,6 +84,9 @@ pub(super) struct StartGuest {
     /// Undoing takes the power again: the operation made or switched the disk
     /// that runs.
     pub(super) undo_stops: bool,
+    /// The root volume that the operation switches to. A guest that runs on
+    /// another was not started by it, and undoing leaves it alone.
+    pub(super) new_root: Option<VolumeId>,
 }
 
 #[async_trait]
@@ -94,6 +99,10 @@ impl Step for StartGuest {
         !self.undo_stops
     }
 
+    fn holds_earlier(&self) -> bool {
+        true
+    }
+
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         has_power(run, &self.cell).await
     }
@@ -104,6 +113,9 @@ impl Step for StartGuest {
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
         if !self.undo_stops || !has_power(run, &self.cell).await? {
+            return Ok(Undone::Nothing);
+        }
+        if self.new_root.is_some() && self.cell.root()? != self.new_root {
             return Ok(Undone::Nothing);
         }
         let id = self.cell.id;

@@ -59,11 +59,13 @@ pub(super) fn switch(
     start_after: bool,
 ) -> Plan {
     let mut plan = Plan::new();
+    let new_root = after.root().map(|root| root.id);
     if let Some(policy) = stop {
         plan.push(Box::new(StopGuest {
             cell: cell.clone(),
             policy,
             undo_starts: true,
+            new_root,
         }));
     }
     plan.push(Box::new(SwitchRoot {
@@ -75,6 +77,7 @@ pub(super) fn switch(
         plan.push(Box::new(StartGuest {
             cell,
             undo_stops: true,
+            new_root,
         }));
     }
     plan
@@ -114,6 +117,10 @@ impl SwitchRoot {
 impl Step for SwitchRoot {
     fn name(&self) -> &'static str {
         "switch-root"
+    }
+
+    fn holds_earlier(&self) -> bool {
+        true
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {

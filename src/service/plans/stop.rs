@@ -8,6 +8,7 @@
 use super::power::{has_power, start_guest};
 use crate::libvirt::{ErrorKind, ShutdownMethod};
 use crate::model::fault::Fault;
+use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
 use crate::model::stop::{OnTimeout, PowerMethod, PowerOutcome, StopPolicy};
 use crate::service::cell::{Cell, View};
@@ -24,6 +25,7 @@ pub(super) fn plan(cell: Arc<Cell>, policy: StopPolicy) -> Plan {
         cell,
         policy,
         undo_starts: false,
+        new_root: None,
     })]
 }
 
@@ -33,6 +35,9 @@ pub(super) struct StopGuest {
     pub(super) policy: StopPolicy,
     /// Undoing gives power again: the stop was only a means.
     pub(super) undo_starts: bool,
+    /// The root volume that the operation switches to. Once the VM has it, the
+    /// guest was stopped: one that runs then was started again on it.
+    pub(super) new_root: Option<VolumeId>,
 }
 
 /// What a wait for a guest's end came to.
@@ -53,7 +58,8 @@ impl Step for StopGuest {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        Ok(!has_power(run, &self.cell).await?)
+        let switched = self.new_root.is_some() && self.cell.root()? == self.new_root;
+        Ok(switched || !has_power(run, &self.cell).await?)
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
@@ -123,6 +129,9 @@ impl StopGuest {
         }
         match on_timeout {
             OnTimeout::Force => {
+                if !self.undo_starts {
+                    run.operation.pass_point_of_no_return()?;
+                }
                 self.cut_power(run).await?;
                 record(run, PowerMethod::Force, signals, begun.elapsed(), true);
                 Ok(())

@@ -2,14 +2,15 @@
 
 use super::{Fate, Worker};
 use crate::journal::Batch;
+use crate::model::fault::Fault;
 use crate::model::lifecycle::{Resting, StateReason};
 use crate::model::operation::{
     Intent, Operation, OperationKind, OperationResult, OperationState, RollbackState,
 };
 use crate::model::reason::Reason;
-use crate::model::vm::Vm;
+use crate::model::vm::{Life, Vm};
 use crate::service::operations::{LiveOperation, now};
-use crate::service::plan::{self, Ended, Run};
+use crate::service::plan::{self, Ended, Plan, Run};
 use crate::service::plans;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,9 @@ impl Worker {
             operation: live.clone(),
         };
         let plan = plans::plan(&self.cell, &operation);
+        if live.is_resumed() && self.may_have_passed(&plan) {
+            drop(live.pass_point_of_no_return());
+        }
         // A task of its own, so that a plan that panics is only a failed plan.
         let span = tracing::info_span!(
             "operation",
@@ -53,6 +57,16 @@ impl Worker {
         };
         let running = self.core.tasks.spawn(work.instrument(span));
         self.running = Some((live, running));
+    }
+
+    /// Whether a former run may have passed the plan's point of no return.
+    fn may_have_passed(&self, plan: &Result<Plan, Fault>) -> bool {
+        let expunging = self.cell.vm().is_ok_and(|vm| vm.life == Life::Expunging);
+        let first = plan.as_ref().is_ok_and(|plan| {
+            plan.first()
+                .is_some_and(|step| step.is_point_of_no_return())
+        });
+        expunging || first
     }
 
     /// Makes the end of an operation durable, then tells of it. While the journal

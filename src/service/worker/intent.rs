@@ -9,7 +9,7 @@ use crate::model::request::{PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
 use crate::model::time::Timestamp;
 use crate::model::vm::Vm;
-use crate::service::admission;
+use crate::service::{admission, sweeper};
 use std::time::Duration;
 
 impl Worker {
@@ -117,7 +117,9 @@ impl Worker {
                 start_after,
             } => {
                 let stop = stop_first(stop_policy)?;
-                let previous = vm.previous_root().ok_or_else(|| {
+                let kept = vm.kept_roots().into_iter();
+                let previous = kept.rev().find(|volume| !sweeper::expired(volume));
+                let previous = previous.ok_or_else(|| {
                     Fault::new(
                         Reason::NoPreviousRoot,
                         "no former root volume of the VM is kept",
