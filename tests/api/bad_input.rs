@@ -337,6 +337,18 @@ fn volumes() -> Vec<Case> {
             ];
         }),
         invalid(
+            "a qcow2 volume that is shared",
+            "FIELD_INVALID",
+            &["data_volumes[0].shareable"],
+            |r| {
+                r.data_volumes = vec![NewVolume {
+                    size_bytes: 1 << 20,
+                    shareable: true,
+                    ..Default::default()
+                }];
+            },
+        ),
+        invalid(
             "an image twice",
             "FIELD_INVALID",
             &["root_volume.image_id"],

@@ -103,6 +103,19 @@ pub(super) fn volume(
             format!("is more than {LARGEST_VOLUME}"),
         ));
     }
+    let format = match core.pools.get(place.pool).map(|entry| entry.pool.kind()) {
+        Some(PoolKind::Rbd) => VolumeFormat::Raw,
+        Some(PoolKind::Qcow2) | None => VolumeFormat::Qcow2,
+    };
+    if wish.shareable && format == VolumeFormat::Qcow2 {
+        // Each QEMU keeps the tables of a qcow2 file in its memory; libvirt refuses
+        // to start such a VM.
+        return Err(Fault::field(
+            Reason::FieldInvalid,
+            path("shareable"),
+            "is for volumes of plain bytes, and this pool's are qcow2 files",
+        ));
+    }
     let (kind, name) = if place.index == 0 {
         (VolumeKind::Root, "root".to_owned())
     } else {
@@ -120,10 +133,7 @@ pub(super) fn volume(
         },
         pool: place.pool.to_owned(),
         kind,
-        format: match core.pools.get(place.pool).map(|entry| entry.pool.kind()) {
-            Some(PoolKind::Rbd) => VolumeFormat::Raw,
-            Some(PoolKind::Qcow2) | None => VolumeFormat::Qcow2,
-        },
+        format,
         image_id: wish.image_id,
         size: size.round_up(GRAIN).unwrap_or(size),
         actual_size: Bytes::ZERO,
