@@ -38,6 +38,7 @@ pub(super) fn delete(
             cell: cell.clone(),
             policy,
             undo_starts: true,
+            only_before: None,
         }));
     }
     if retention.is_zero() {

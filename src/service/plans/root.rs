@@ -64,6 +64,7 @@ pub(super) fn switch(
             cell: cell.clone(),
             policy,
             undo_starts: true,
+            only_before: after.root().map(|root| root.id),
         }));
     }
     plan.push(Box::new(SwitchRoot {

@@ -8,6 +8,7 @@
 use super::power::{has_power, start_guest};
 use crate::libvirt::{ErrorKind, ShutdownMethod};
 use crate::model::fault::Fault;
+use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
 use crate::model::stop::{OnTimeout, PowerMethod, PowerOutcome, StopPolicy};
 use crate::service::cell::{Cell, View};
@@ -24,6 +25,7 @@ pub(super) fn plan(cell: Arc<Cell>, policy: StopPolicy) -> Plan {
         cell,
         policy,
         undo_starts: false,
+        only_before: None,
     })]
 }
 
@@ -33,6 +35,9 @@ pub(super) struct StopGuest {
     pub(super) policy: StopPolicy,
     /// Undoing gives power again: the stop was only a means.
     pub(super) undo_starts: bool,
+    /// The root that the stop makes way for. With that root the guest has been
+    /// stopped already, and what runs is what was started on it.
+    pub(super) only_before: Option<VolumeId>,
 }
 
 /// What a wait for a guest's end came to.
@@ -53,6 +58,12 @@ impl Step for StopGuest {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        if self.only_before.is_some() {
+            let root = self.cell.vm()?.root().map(|root| root.id);
+            if root == self.only_before {
+                return Ok(true);
+            }
+        }
         Ok(!has_power(run, &self.cell).await?)
     }
 
