@@ -219,12 +219,14 @@ impl Operations {
 
     fn try_claim(&self, id: RequestId, request: &Value) -> Result<Tried<'_>, Fault> {
         let mut live = lock(&self.live);
+        // First: the operation of a request that is still being decided on may
+        // be here already, and not be durable yet.
+        if let Some((claimed, waiting)) = live.claimed.get(&id) {
+            return repeat(id, claimed, request).map(|()| Tried::Wait(waiting.clone()));
+        }
         if let Some(known) = live.by_request.get(&id).and_then(|at| live.by_id.get(at)) {
             let known = known.get();
             return repeat(id, &known.request, request).map(|()| Tried::Live(known));
-        }
-        if let Some((claimed, waiting)) = live.claimed.get(&id) {
-            return repeat(id, claimed, request).map(|()| Tried::Wait(waiting.clone()));
         }
         let (done, waiting) = watch::channel(());
         live.claimed.insert(id, (request.clone(), waiting));

@@ -48,7 +48,8 @@ pub trait Pool: Send + Sync {
     /// Takes the pool for this process, makes what is missing in it, and proves
     /// by writing that it can be used; called once at start, repeats are free.
     ///
-    /// Fails with `InUse` when another process holds the pool.
+    /// Fails with `InUse` when another process holds the pool. Until it has
+    /// succeeded, whatever measures or changes the pool fails with `Denied`.
     fn prepare(&self) -> Result<(), StorageError>;
 
     /// Tells whether guests may bypass the host's page cache (`cache=none`);

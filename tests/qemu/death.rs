@@ -169,6 +169,45 @@ pub async fn an_agent_killed_while_it_replaces_a_root_ends_the_operation_later(b
     assert!(host.qemus().is_empty());
 }
 
+pub async fn a_guest_that_runs_on_its_new_root_is_not_stopped_again(bench: &Bench) {
+    let mut host = bench.another().await;
+    let image = bench.import(&host, "idle").await;
+    let other = bench.import(&host, "idle-too").await;
+    let guest = host.create(request(&image)).await;
+    guest.has_said(LINE, 1).await;
+    let replace = ReplaceRootVolumeRequest {
+        vm_id: guest.id.clone(),
+        image_id: other,
+        stop_policy: Some(force()),
+        start_after: true,
+        health_check: Some(HealthCheck {
+            sign: HealthSign::StillRunning as i32,
+            timeout: Some(prost_types::Duration {
+                seconds: 10,
+                nanos: 0,
+            }),
+        }),
+        ..Default::default()
+    };
+    let api = host.daemon.api();
+    let answer = api.vms().replace_root_volume(replace).await.unwrap();
+    let operation = answer.into_inner().id;
+    guest.has_said(LINE, 2).await;
+    let process = guest.qemu();
+    // The last step, which watches the guest, is at work.
+    let operation = killed_at(&mut host, &operation, 5).await;
+
+    let guest = host.guest(guest.id);
+    assert_eq!(
+        operation.state(),
+        OperationState::Succeeded,
+        "{operation:?}"
+    );
+    assert_eq!(guest.qemu(), process, "the guest went on");
+    assert_eq!(guest.says(LINE), 2);
+    guest.remove().await;
+}
+
 pub async fn an_agent_killed_while_it_stops_a_guest_ends_the_operation_later(bench: &Bench) {
     let mut host = bench.another().await;
     let image = bench.import(&host, "idle").await;

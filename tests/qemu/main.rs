@@ -53,6 +53,7 @@ macro_rules! tests {
 const TESTS: &[Test] = tests![
     death::an_agent_killed_while_it_makes_a_vm_ends_the_operation_later,
     death::an_agent_killed_while_it_replaces_a_root_ends_the_operation_later,
+    death::a_guest_that_runs_on_its_new_root_is_not_stopped_again,
     behind::what_is_done_behind_kvmlets_back_is_told_as_it_is,
     root::a_replaced_root_boots_the_new_image_and_a_reverted_one_the_old,
     power::a_guest_with_power_goes_through_every_state,

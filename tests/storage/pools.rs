@@ -20,6 +20,24 @@ fn a_pool_belongs_to_one_holder_at_a_time() {
     let holder = format!("process {}", std::process::id());
     assert!(result.to_string().contains(&holder), "{result}");
     place.pool.prepare().expect("a repeat is free");
+
+    // It changes nothing of what the holder makes, and promises no space there.
+    let making = place.pool.scratch().join("image-being-made");
+    File::create(&making).expect("a file");
+    let volume = VolumeId::random();
+    place
+        .pool
+        .create_empty(volume, Bytes::mib(1), &task())
+        .expect("a volume");
+    let denied = |error| assert_eq!(failure(error), StorageErrorKind::Denied);
+    denied(other.sweep_temporary(&[]).map(drop));
+    denied(other.usage().map(drop));
+    denied(other.delete_volume(volume));
+    let another = other.create_empty(VolumeId::random(), Bytes::mib(1), &task());
+    denied(another.map(drop));
+    assert!(making.exists());
+    assert!(place.pool.volume(volume).expect("a pool").is_some());
+
     let Place { folder, pool, .. } = place;
     drop(pool);
     other.prepare().expect("now it is free");

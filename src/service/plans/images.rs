@@ -103,6 +103,11 @@ impl Step for FetchSource {
             sha256: self.import.sha256.clone(),
         };
         let policy = self.policy.clone();
+        // A pool that another process holds is not downloaded into.
+        run.core
+            .pools
+            .call(&self.image.pool, |pool, _| pool.usage())
+            .await?;
         let entry = run.core.pools.named(&self.image.pool, "pool")?;
         let pool = entry.pool.clone();
         let task = leash(run, 0);

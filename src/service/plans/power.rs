@@ -1,6 +1,6 @@
 //! Start, pause, resume, save, reset, reboot: one step each.
 
-use crate::libvirt::{ErrorKind, LibvirtError, Power, RebootMethod, Sighting};
+use crate::libvirt::{ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
@@ -10,6 +10,11 @@ use crate::service::gate::Lane;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a start that is half done is looked at.
+const HALF_DONE: Duration = Duration::from_millis(100);
 
 pub(super) fn start(cell: Arc<Cell>, discard_saved: bool) -> Plan {
     let mut plan = Plan::new();
@@ -67,15 +72,58 @@ pub(super) async fn domain(run: &Run, cell: &Cell) -> Result<Sighting, Fault> {
     })
 }
 
-/// Whether QEMU runs for the VM.
+/// Whether QEMU runs for the VM. A start that is seen half-way is waited for:
+/// libvirt ends one that it finds half done when it comes up, so that what it
+/// comes to is not known before.
+///
+/// # Errors
+/// As any call; `OUTCOME_UNKNOWN` if the start stays half done.
 pub(super) async fn has_power(run: &Run, cell: &Cell) -> Result<bool, Fault> {
+    settled(run, cell, |power| {
+        power != Power::Paused(PauseReason::StartingUp)
+    })
+    .await
+}
+
+/// Whether a start is done. A QEMU that is ending, as one does whose start libvirt
+/// has found half done, is none.
+async fn has_started(run: &Run, cell: &Cell) -> Result<bool, Fault> {
+    settled(run, cell, |power| {
+        power != Power::Paused(PauseReason::StartingUp) && power != Power::ShuttingDown
+    })
+    .await
+}
+
+/// Whether QEMU runs, once the domain is in a state that lasts.
+async fn settled(run: &Run, cell: &Cell, lasts: fn(Power) -> bool) -> Result<bool, Fault> {
     let id = cell.id;
-    let found = run
-        .core
-        .hypervisor
-        .call(Lane::Read, move |host| host.look(id))
-        .await?;
-    Ok(found.is_some_and(|domain| domain.power.is_active()))
+    let until = Instant::now() + run.core.config.hypervisor.call_timeout;
+    loop {
+        let found = run
+            .core
+            .hypervisor
+            .call(Lane::Read, move |host| host.look(id))
+            .await?;
+        let Some(domain) = found else {
+            return Ok(false);
+        };
+        if lasts(domain.power) {
+            return Ok(domain.power.is_active());
+        }
+        if Instant::now() >= until {
+            return Err(Fault::new(
+                Reason::OutcomeUnknown,
+                "the VM's start or end is half done; whether it will run is not known",
+            ));
+        }
+        tokio::select! {
+            // No event tells of the end of a start that fails.
+            () = tokio::time::sleep(HALF_DONE) => {}
+            () = run.core.stopping.cancelled() => {
+                return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
+            }
+        }
+    }
 }
 
 /// Gives a guest power; one whose memory is saved is restored by libvirt.
@@ -104,7 +152,7 @@ impl Step for StartGuest {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        has_power(run, &self.cell).await
+        has_started(run, &self.cell).await
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {

@@ -82,6 +82,19 @@ impl Qcow2Pool {
         self.volumes.join(format!("{id}{SUFFIX}"))
     }
 
+    /// Fails unless this process holds the pool: two that change one pool would
+    /// remove what the other is making.
+    fn ours(&self) -> Result<(), StorageError> {
+        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        match *held {
+            Some(_) => Ok(()),
+            None => Err(StorageError::new(
+                StorageErrorKind::Denied,
+                format!("the pool {} is not held by this process", self.name),
+            )),
+        }
+    }
+
     /// Makes a volume's file, unless the same one is there.
     fn create(
         &self,
@@ -90,6 +103,7 @@ impl Qcow2Pool {
         image: Option<ImageId>,
         task: &Task,
     ) -> Result<VolumeFile, StorageError> {
+        self.ours()?;
         let size = size
             .round_up(SECTOR)
             .filter(|&size| size > Bytes::ZERO && size <= DEFAULT_MAX_VIRTUAL_SIZE)
@@ -141,6 +155,7 @@ impl Qcow2Pool {
 
     /// Removes a disk file that no QEMU has open.
     fn remove(&self, path: &Path) -> Result<(), StorageError> {
+        self.ours()?;
         let failed = |e| StorageError::io(format!("removing {}", path.display()), e);
         let file = match File::open(path) {
             Ok(file) => file,
@@ -200,6 +215,7 @@ impl Pool for Qcow2Pool {
     }
 
     fn usage(&self) -> Result<PoolUsage, StorageError> {
+        self.ours()?;
         let found = statvfs(&self.path).map_err(|e| {
             StorageError::io(format!("measuring {}", self.path.display()), e.into())
         })?;
@@ -230,6 +246,7 @@ impl Pool for Qcow2Pool {
         source: &CheckedSource,
         task: &Task,
     ) -> Result<ImageFile, StorageError> {
+        self.ours()?;
         if let Some(there) = self.image(id)? {
             return Ok(there);
         }
@@ -248,6 +265,7 @@ impl Pool for Qcow2Pool {
         source: &DiskSource,
         task: &Task,
     ) -> Result<ImageFile, StorageError> {
+        self.ours()?;
         if let Some(there) = self.image(id)? {
             return Ok(there);
         }
@@ -386,6 +404,7 @@ impl Pool for Qcow2Pool {
     }
 
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
+        self.ours()?;
         let kept: HashSet<String> = keep
             .iter()
             .flat_map(|id| [format!("{id}.part"), format!("{id}.part.json")])
