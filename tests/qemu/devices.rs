@@ -158,7 +158,8 @@ pub async fn qemu_guesses_no_format_and_caches_as_the_pool_allows(bench: &Bench)
         assert!(below.as_object().unwrap().contains_key("backing"));
         let file = with("node-name", &below["file"]);
         assert_eq!(file["driver"], "file");
-        assert_eq!(file["read-only"], true);
+        // It takes after the one above it.
+        assert_eq!(file["auto-read-only"], true);
         let name = file["filename"].as_str().unwrap();
         assert!(name.contains(&volume.image_id), "{name}");
         formats += 1;
