@@ -335,6 +335,34 @@ impl Guest {
         Pid::from_raw(text.trim().parse().unwrap())
     }
 
+    /// What that process was started with.
+    pub fn command_line(&self) -> Vec<String> {
+        let line = fs::read_to_string(format!("/proc/{}/cmdline", self.qemu())).unwrap();
+        line.split_terminator('\0').map(str::to_owned).collect()
+    }
+
+    /// Whether that process was given an option whose value starts so.
+    pub fn has_option(&self, option: &str, value: &str) -> bool {
+        let line = self.command_line();
+        let mut pairs = line.windows(2);
+        pairs.any(|pair| pair[0] == option && pair[1].starts_with(value))
+    }
+
+    /// Whether libvirt has a domain of it.
+    pub fn is_defined(&self) -> bool {
+        let file = format!("etc/qemu/kvmlet-{}.xml", self.id);
+        self.root.join(file).exists()
+    }
+
+    /// Gives it power.
+    pub async fn start(&self) {
+        let request = StartVmRequest {
+            vm_id: self.id.clone(),
+            ..Default::default()
+        };
+        self.api.done(self.api.vms().start_vm(request).await).await;
+    }
+
     pub fn stop_request(&self, policy: Option<StopPolicy>) -> StopVmRequest {
         StopVmRequest {
             vm_id: self.id.clone(),

@@ -106,6 +106,19 @@ impl Libvirtd {
         let connection = Connect::open(Some(&self.uri())).unwrap();
         act(&connection.lookup_domain_by_uuid_string(vm_id).unwrap());
     }
+
+    /// Asks the QEMU of a domain itself, over its monitor.
+    pub fn ask_qemu(&self, vm_id: &str, command: &str) -> serde_json::Value {
+        #[allow(clippy::disallowed_methods)] // the bindings leave this call out
+        let output = Command::new("virsh")
+            .args(["--connect", &self.uri(), "qemu-monitor-command", vm_id])
+            .arg(format!("{{\"execute\":\"{command}\"}}"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("virsh is installed (scripts/setup)");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
 }
 
 impl Drop for Libvirtd {

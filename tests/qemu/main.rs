@@ -2,9 +2,10 @@
 //! state table, guests that obey and guests that don't, and the agent's death
 //! at every moment.
 //!
-//! libvirt's driver runs inside the daemon (`qemu:///embed`), so only the test
-//! that acts behind its back starts a libvirt daemon, which needs root. Most tests share one daemon; those that end it have their
-//! own. Guests are built by `tests/guest/build`, or are boot sectors.
+//! libvirt's driver runs inside the daemon (`qemu:///embed`), so only the tests
+//! that go behind its back start a libvirt daemon, which needs root, as bridges
+//! do. Most tests share one daemon; those that end it have their own. Guests are
+//! built by `tests/guest/build`, or are boot sectors.
 
 // Without `#[test]`, clippy can't tell that these are tests.
 #![allow(clippy::unwrap_used, unreachable_pub)]
@@ -21,10 +22,12 @@ mod rfb;
 
 mod behind;
 mod bench;
+mod change;
 mod console;
 mod death;
 mod devices;
 mod libvirtd;
+mod network;
 mod power;
 mod reaper;
 mod root;
@@ -55,8 +58,10 @@ const TESTS: &[Test] = tests![
     death::an_agent_killed_while_it_replaces_a_root_ends_the_operation_later,
     death::a_guest_that_runs_on_its_new_root_is_not_stopped_again,
     behind::what_is_done_behind_kvmlets_back_is_told_as_it_is,
+    root::a_root_that_does_not_come_up_healthy_is_switched_back,
     root::a_replaced_root_boots_the_new_image_and_a_reverted_one_the_old,
     power::a_guest_with_power_goes_through_every_state,
+    change::a_wished_power_state_is_reached_from_every_other,
     devices::a_console_log_does_not_grow_without_bound,
     death::guests_outlive_the_agent_and_are_known_again,
     stop::a_deaf_guest_is_left_running_or_forced_as_the_policy_says,
@@ -71,6 +76,16 @@ const TESTS: &[Test] = tests![
     power::a_guest_whose_qemu_is_killed_has_crashed_and_starts_again,
     power::a_deleted_vm_comes_back_and_an_expunged_one_leaves_nothing,
     power::a_vm_with_power_is_not_deleted_without_a_stop_policy,
+    root::a_root_is_replaced_without_power_and_after_a_crash,
+    devices::qemu_guesses_no_format_and_caches_as_the_pool_allows,
+    devices::limits_on_a_volume_are_what_qemu_throttles_by_behind_libvirt,
+    change::a_changed_name_is_at_once_and_changed_hardware_is_what_qemu_gets,
+    change::a_vm_deleted_while_saved_goes_on_where_it_was,
+    change::a_plan_for_a_guest_that_runs_changes_nothing,
+    network::a_guest_on_a_bridge_with_a_vlan_has_its_port_in_that_vlan_only,
+    network::a_guest_that_cannot_have_its_vlan_is_not_started_without_it,
+    network::a_guest_on_a_bridge_has_its_mtu_on_both_sides,
+    network::a_vm_on_a_bridge_that_is_not_there_is_not_made,
     console::each_console_has_a_fresh_password_that_expires,
     console::a_screenshot_is_a_png_of_the_display,
 ];
@@ -85,8 +100,12 @@ fn main() -> ExitCode {
     let bench = Arc::new(Bench::open());
     let trials = TESTS.iter().map(|(name, test)| {
         let (bench, test) = (Arc::clone(&bench), *test);
-        // A mount namespace is root's to make.
-        let impossible = name.contains("behind") && !Uid::effective().is_root();
+        // A mount namespace and a bridge are root's to make.
+        let of_root = name.contains("behind") || name.contains("bridge") || name.contains("vlan");
+        // Not every kernel is built with bridges that know VLANs.
+        let of_kernel = name.contains("port_in_that_vlan");
+        let impossible = (of_root && !Uid::effective().is_root())
+            || (of_kernel && !network::kernel_filters_vlans());
         let trial = Trial::test(*name, move || {
             test(&bench);
             Ok(())

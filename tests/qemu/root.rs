@@ -1,9 +1,10 @@
 //! Replacing what a guest boots from, and going back.
 
 use super::bench::Bench;
-use super::support::api::{force, graceful};
-use super::support::refusal::refused;
+use super::support::api::{force, graceful, id};
+use super::support::refusal::{Refusal, refused};
 use kvmlet::proto::v1::*;
+use nix::sys::signal::{Signal, kill};
 
 pub async fn a_replaced_root_boots_the_new_image_and_a_reverted_one_the_old(bench: &Bench) {
     let api = bench.host.daemon.api();
@@ -57,4 +58,82 @@ pub async fn a_replaced_root_boots_the_new_image_and_a_reverted_one_the_old(benc
         !files.iter().any(|file| file.contains(&old)),
         "no root of it is left: {files:?}"
     );
+}
+
+pub async fn a_root_is_replaced_without_power_and_after_a_crash(bench: &Bench) {
+    let api = bench.host.daemon.api();
+    let other = bench.import(&bench.host, "idle-too").await;
+    let guest = bench.guest("idle").await;
+    let first = guest.vm().await;
+    guest.force_off().await;
+    let mut replace = ReplaceRootVolumeRequest {
+        vm_id: guest.id.clone(),
+        image_id: other,
+        resource_id: id(),
+        ..Default::default()
+    };
+    api.done(api.vms().replace_root_volume(replace.clone()).await)
+        .await;
+    let vm = guest.vm().await;
+    assert_eq!(vm.state(), VmState::Stopped);
+    assert_eq!(vm.root_volume_id, replace.resource_id);
+    guest.start().await;
+    let command = guest.command_line().join(" ");
+    assert!(command.contains(&replace.resource_id));
+    assert!(!command.contains(&first.root_volume_id));
+
+    kill(guest.qemu(), Signal::SIGKILL).unwrap();
+    guest.is(VmState::Crashed, StateReason::Crashed).await;
+    replace.image_id = first.image_id.clone();
+    replace.resource_id = id();
+    replace.start_after = true;
+    api.done(api.vms().replace_root_volume(replace.clone()).await)
+        .await;
+    guest.is(VmState::Running, StateReason::Operation).await;
+    let vm = guest.vm().await;
+    assert_eq!(vm.root_volume_id, replace.resource_id);
+    assert_eq!(vm.image_id, first.image_id);
+    let command = guest.command_line().join(" ");
+    assert!(command.contains(&replace.resource_id));
+    guest.remove().await;
+}
+
+pub async fn a_root_that_does_not_come_up_healthy_is_switched_back(bench: &Bench) {
+    let api = bench.host.daemon.api();
+    let with_agent = bench.import(&bench.host, "agent-1").await;
+    let without = bench.import(&bench.host, "acpi-2").await;
+    let guest = bench.guest("idle").await;
+    let replace = |image_id: &str, seconds| ReplaceRootVolumeRequest {
+        vm_id: guest.id.clone(),
+        image_id: image_id.to_owned(),
+        resource_id: id(),
+        stop_policy: Some(force()),
+        start_after: true,
+        health_check: Some(HealthCheck {
+            sign: HealthSign::GuestAgent as i32,
+            timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+        }),
+        ..Default::default()
+    };
+    let good = replace(&with_agent, 120);
+    api.done(api.vms().replace_root_volume(good.clone()).await)
+        .await;
+    guest.is(VmState::Running, StateReason::Operation).await;
+    guest.has_said("kind agent up", 1).await;
+
+    let bad = replace(&without, 4);
+    let answer = api.vms().replace_root_volume(bad.clone()).await;
+    let operation = api.ended(&answer.unwrap().into_inner().id).await;
+    assert_eq!(operation.state(), OperationState::Failed);
+    assert_eq!(operation.rollback_state(), RollbackState::Done);
+    let refusal = Refusal::from(operation.error.as_ref().unwrap());
+    assert_eq!(refusal.reason, "START_FAILED");
+    let vm = guest.vm().await;
+    assert_eq!(vm.state(), VmState::Running);
+    assert_eq!(vm.root_volume_id, good.resource_id);
+    assert_eq!(vm.image_id, with_agent);
+    guest.has_said("kind agent up", 2).await;
+    let files = bench.host.files();
+    assert!(!files.iter().any(|file| file.contains(&bad.resource_id)));
+    guest.remove().await;
 }
