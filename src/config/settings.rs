@@ -387,7 +387,7 @@ impl Default for OperationSettings {
     fn default() -> Self {
         Self {
             keep: Duration::from_secs(7 * 86400),
-            queue: 64,
+            queue: 256,
         }
     }
 }

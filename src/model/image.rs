@@ -1,7 +1,7 @@
 //! Images: what volumes are made from.
 
 use super::bytes::Bytes;
-use super::ids::ImageId;
+use super::ids::{ImageId, OperationId};
 use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -37,6 +37,8 @@ pub struct Image {
     pub actual_size: Bytes,
     /// When the import was asked for.
     pub create_time: Timestamp,
+    /// The operation that imports it, or did.
+    pub imported_by: OperationId,
 }
 
 /// Where an image's import stands.

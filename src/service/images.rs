@@ -6,9 +6,7 @@
 
 use super::core::Core;
 use super::fault::{chain, from_source, internal};
-use super::operations::{
-    Claim, LiveOperation, OperationQuery, fingerprint, first_difference, new_operation, now,
-};
+use super::operations::{Claim, LiveOperation, fingerprint, first_difference, new_operation, now};
 use super::plan::{self, Ended, Plan, Run};
 use super::{plans, preview};
 use crate::config::ImageSettings;
@@ -198,7 +196,7 @@ async fn decide_import(
     };
     let mut operation = new_operation(intent, recorded, envelope.request_id, envelope.caller);
     operation.image_id = Some(id);
-    let image = Image {
+    let mut image = Image {
         id,
         name: if wish.name.is_empty() {
             id.to_string()
@@ -217,12 +215,29 @@ async fn decide_import(
         virtual_size: Bytes::ZERO,
         actual_size: Bytes::ZERO,
         create_time: operation.create_time,
+        imported_by: operation.id,
     };
+    let mut before = None;
     // One lock decides who imports this id.
     let admission = core.images.admission.lock().await;
     let known = {
         let mut known = core.images.lock();
         match known.get(&id) {
+            // Its file is gone: it is imported anew, and must be what it was.
+            Some(lost) if lost.image.state == ImageState::Lost && lost.current.is_none() => {
+                let lost = lost.image.clone();
+                image.source_sha256.clone_from(&lost.source_sha256);
+                image.virtual_size = lost.virtual_size;
+                known.insert(
+                    id,
+                    Known {
+                        image: image.clone(),
+                        current: None,
+                    },
+                );
+                before = Some(lost);
+                None
+            }
             Some(known) => Some(known.clone()),
             None => {
                 known.insert(
@@ -239,6 +254,13 @@ async fn decide_import(
     if let Some(known) = known {
         return repeat(core, &known, as_asked).await;
     }
+    if let Intent::ImportImage { import } = &mut operation.intent
+        && !image.source_sha256.is_empty()
+    {
+        import
+            .sha256
+            .get_or_insert_with(|| image.source_sha256.clone());
+    }
     let begun = core
         .operations
         .begin(operation, Batch::new().put_image(&image))
@@ -250,7 +272,17 @@ async fn decide_import(
             Ok(answer)
         }
         Err(fault) => {
-            core.images.lock().remove(&id);
+            let mut known = core.images.lock();
+            match before {
+                Some(lost) => drop(known.insert(
+                    id,
+                    Known {
+                        image: lost,
+                        current: None,
+                    },
+                )),
+                None => drop(known.remove(&id)),
+            }
             Err(fault)
         }
     };
@@ -272,28 +304,9 @@ async fn repeat(core: &Core, known: &Known, as_asked: Value) -> Result<Arc<Opera
         .with("image_id", known.image.id)
         .with("field", field)
     };
-    let listed = core
-        .operations
-        .list(OperationQuery {
-            image_id: Some(known.image.id),
-            limit: 100,
-            ..Default::default()
-        })
-        .await?;
-    let import = listed
-        .operations
-        .into_iter()
-        .find_map(|operation| match &operation.intent {
-            Intent::ImportImage { import } => Some((operation.clone(), (**import).clone())),
-            _ => None,
-        });
-    let Some((operation, import)) = import else {
-        return Err(exists("source"));
-    };
-    let before = fingerprint(&ImportImage {
-        image_id: None,
-        ..import
-    })?;
+    let operation = core.operations.get(known.image.imported_by).await?;
+    let mut before = operation.request["request"]["import"].clone();
+    before["image_id"] = Value::Null;
     match first_difference(&before, &as_asked) {
         Some(field) => Err(exists(&field)),
         None => Ok(operation),
@@ -456,6 +469,13 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
                 source_sha256: sha256.unwrap_or(image.source_sha256.clone()),
                 virtual_size: file.virtual_size,
                 actual_size: file.actual_size,
+                ..image
+            })
+        }
+        // It was lost before, and volumes are made from it.
+        (Intent::ImportImage { .. }, Ok(image)) if core.vms.volumes_of_image(id) > 0 => {
+            Some(Image {
+                state: ImageState::Lost,
                 ..image
             })
         }

@@ -5,15 +5,18 @@ use super::gate::{Gate, Lane};
 use crate::config::{Config, PoolSettings};
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
-use crate::model::ids::ImageId;
+use crate::model::ids::{ImageId, VolumeId};
 use crate::model::reason::Reason;
 use crate::model::volume::PoolKind;
-use crate::storage::{Pool, PoolUsage, Qcow2Pool, StorageError, Task};
+use crate::storage::{Pool, PoolUsage, Qcow2Pool, StorageError, Task, VolumeFile};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a quick call to a pool may take.
 const QUICK: Duration = Duration::from_secs(60);
+
+/// How long a worker waits for what is nice to know.
+const GLANCE: Duration = Duration::from_millis(500);
 
 /// One configured pool.
 pub struct PoolEntry {
@@ -197,6 +200,17 @@ impl Pools {
                 }
             }
         }
+    }
+
+    /// Measures a volume, if its pool answers at once: a worker that hangs on a
+    /// pool could not take its guest's power.
+    pub async fn glance(&self, name: &str, id: VolumeId) -> Option<VolumeFile> {
+        let pool = self.get(name)?.pool.clone();
+        let glance = self
+            .gate
+            .run(Lane::Storage, GLANCE, move || pool.volume(id))
+            .await;
+        glance.ok()?.ok()?
     }
 
     /// Refuses what would not fit into a pool's free space, as it is now.

@@ -9,7 +9,7 @@ use crate::model::operation::{
 };
 use crate::model::stop::StopPolicy;
 use crate::model::time::Timestamp;
-use crate::model::vm::{Life, Vm};
+use crate::model::vm::{Hypervisor, Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
 use uuid::Uuid;
 
@@ -47,7 +47,16 @@ pub fn create(vm: &Vm) -> Plan {
             count => format!("{count} vCPUs, {}", vm.hardware.memory),
         },
     ));
-    let notes = vec![format!("the VM would run with {}", vm.hypervisor.as_str())];
+    let notes = vec![
+        match vm.hypervisor {
+            Hypervisor::Kvm => "the VM would run with KVM",
+            Hypervisor::Qemu => {
+                "the VM would run without KVM, which is slow: this host has none, or it was not asked for"
+            }
+            Hypervisor::Test => "the VM would be simulated",
+        }
+        .to_owned(),
+    ];
     Plan { items, notes }
 }
 

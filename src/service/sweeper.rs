@@ -6,6 +6,7 @@ use super::domains::console_log;
 use super::fault::chain;
 use super::operations::now;
 use super::{node, vms};
+use crate::model::ids::VmId;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
@@ -26,26 +27,37 @@ const CALLER: &str = "kvmlet";
 
 /// Sweeps until the agent stops.
 pub async fn run(core: Arc<Core>) {
+    // VMs that could not be expunged are tried again only now and then.
+    let mut tried = HashSet::new();
     for round in 1u64.. {
         tokio::select! {
             () = core.stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        sweep(&core, round.is_multiple_of(ROUNDS)).await;
+        sweep(&core, round.is_multiple_of(ROUNDS), &mut tried).await;
     }
 }
 
-async fn sweep(core: &Arc<Core>, all: bool) {
+async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
     core.pools.measure().await;
     trim_console_logs(core).await;
     node::refresh_conditions(core);
     if *core.ready.borrow() != Readiness::Ready {
         return;
     }
-    expunge_expired(core).await;
+    if all {
+        tried.clear();
+    }
+    expunge_expired(core, tried).await;
     tidy(core, all);
     if let Some(before) = now().0.checked_sub(micros(core.config.operations.keep)) {
-        let keep = HashSet::new();
+        // A repeat of an import is told by its operation.
+        let keep = core
+            .images
+            .list()
+            .iter()
+            .map(|image| image.imported_by)
+            .collect();
         match core
             .ledger
             .prune(crate::model::time::Timestamp(before), keep)
@@ -63,7 +75,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// Expunges VMs whose retention has passed.
-async fn expunge_expired(core: &Arc<Core>) {
+async fn expunge_expired(core: &Arc<Core>, tried: &mut HashSet<VmId>) {
     for view in core.vms.list() {
         let Some(vm) = &view.vm else { continue };
         let due = match vm.life {
@@ -72,7 +84,7 @@ async fn expunge_expired(core: &Arc<Core>) {
             Life::Expunging => true,
             Life::Making | Life::Present | Life::Failed => false,
         };
-        if view.current.is_some() || !due {
+        if view.current.is_some() || !due || !tried.insert(vm.id) {
             continue;
         }
         tracing::info!(vm_id = %vm.id, "the retention has passed");

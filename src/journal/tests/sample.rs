@@ -128,6 +128,7 @@ pub(super) fn image() -> Image {
         virtual_size: Bytes::gib(2),
         actual_size: Bytes::mib(300),
         create_time: Timestamp(5),
+        imported_by: OperationId::random(),
     }
 }
 

@@ -29,8 +29,8 @@ use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::Volume;
 use hardware::hardware;
-use nics::nics;
-use volumes::{Place, check_room, check_volume_ids, root_pool, volume};
+use nics::{check_addresses, nics};
+use volumes::{Place, check_files, check_room, check_volume_ids, root_pool, volume};
 
 /// How to stop a guest, with the configured times where the caller gave none.
 pub fn stop_policy(wish: Option<StopWish>, settings: &VmSettings) -> StopPolicy {
@@ -53,8 +53,9 @@ pub fn stop_policy(wish: Option<StopWish>, settings: &VmSettings) -> StopPolicy 
     }
 }
 
-/// The record of the VM that a CreateVm asks for. The caller holds the
-/// admission lock.
+/// The record of the VM that a CreateVm asks for. `former` is the record of a
+/// creation that failed: what could not be undone of it keeps its ids, so that it
+/// is found again. What other VMs may take meanwhile is left to [`compare`].
 ///
 /// # Errors
 /// See CreateVm in the API.
@@ -63,6 +64,7 @@ pub async fn create(
     id: VmId,
     operation: OperationId,
     wish: &CreateVm,
+    former: Option<&Vm>,
     now: Timestamp,
 ) -> Result<Vm, Fault> {
     let tags = tag::parse(&wish.system_tags)?;
@@ -105,12 +107,15 @@ pub async fn create(
         };
         volumes.push(volume(core, data, place, now)?);
     }
-    check_volume_ids(core, id, &volumes).await?;
+    if let Some(former) = former {
+        let wished = std::iter::once(&wish.root_volume).chain(&wish.data_volumes);
+        for ((volume, wished), former) in volumes.iter_mut().zip(wished).zip(&former.volumes) {
+            volume.id = wished.volume_id.unwrap_or(former.id);
+        }
+    }
+    check_files(core, &volumes, former).await?;
     check_room(core, &volumes).await?;
     let nics = nics(core, id, &wish.nics)?;
-    if wish.start {
-        check_host(core, id, &hardware)?;
-    }
     check_text(&wish.name, "name")?;
     Ok(Vm {
         id,
@@ -139,6 +144,51 @@ pub async fn create(
         created_by: operation,
         created_as: wish.clone(),
     })
+}
+
+/// Compares a VM that is to be made with all others: images that it needs, ids
+/// and addresses that it takes. The caller holds the admission lock until the VM
+/// is published.
+///
+/// # Errors
+/// See CreateVm in the API.
+pub fn compare(core: &Core, vm: &Vm, start: bool) -> Result<(), Fault> {
+    for volume in &vm.volumes {
+        if let Some(image) = volume.image_id {
+            core.images.ready(image, "image_id")?;
+        }
+    }
+    check_volume_ids(core, vm.id, &vm.volumes)?;
+    check_addresses(core, vm)?;
+    if start {
+        check_host(core, vm.id, &vm.hardware)?;
+    }
+    Ok(())
+}
+
+/// As [`compare`], for a new root volume of a VM that is there.
+///
+/// # Errors
+/// See ReplaceRootVolume in the API.
+pub fn compare_root(core: &Core, vm: &Vm, volume: &Volume) -> Result<(), Fault> {
+    if let Some(image) = volume.image_id {
+        core.images.ready(image, "image_id")?;
+    }
+    check_volume_ids(core, vm.id, std::slice::from_ref(volume)).map_err(of_resource)
+}
+
+/// The same fault, where the volume's field has another name.
+fn of_resource(mut fault: Fault) -> Fault {
+    fault
+        .metadata
+        .insert("field".to_owned(), "resource_id".to_owned());
+    fault.message = fault
+        .message
+        .replace("root_volume.volume_id", "resource_id");
+    for field in &mut fault.fields {
+        "resource_id".clone_into(&mut field.field);
+    }
+    fault
 }
 
 /// The record after an UpdateVm.
@@ -188,8 +238,7 @@ pub fn update(core: &Core, vm: &Vm, changes: &VmChanges) -> Result<Vm, Fault> {
     Ok(after)
 }
 
-/// The new root volume of a ReplaceRootVolume. The caller holds the admission
-/// lock.
+/// The new root volume of a ReplaceRootVolume; see [`compare_root`].
 ///
 /// # Errors
 /// See ReplaceRootVolume in the API.
@@ -239,21 +288,9 @@ pub async fn new_root(
         image_field: "image_id",
     };
     let volume = volume(core, &new, place, now)?;
-    check_volume_ids(core, vm.id, std::slice::from_ref(&volume))
+    check_files(core, std::slice::from_ref(&volume), None)
         .await
-        .map_err(|mut fault| {
-            // The field has another name here.
-            fault.message = fault
-                .message
-                .replace("root_volume.volume_id", "resource_id");
-            fault
-                .metadata
-                .insert("field".to_owned(), "resource_id".to_owned());
-            for field in &mut fault.fields {
-                "resource_id".clone_into(&mut field.field);
-            }
-            fault
-        })?;
+        .map_err(of_resource)?;
     check_room(core, std::slice::from_ref(&volume)).await?;
     Ok(volume)
 }

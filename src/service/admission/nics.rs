@@ -6,6 +6,7 @@ use crate::model::ids::{NicId, VmId};
 use crate::model::nic::{Attachment, MacAddress, Nic};
 use crate::model::reason::Reason;
 use crate::model::request::NewNic;
+use crate::model::vm::Vm;
 
 /// The first libvirt that tags the traffic of a plain Linux bridge; before it,
 /// only Open vSwitch could.
@@ -75,6 +76,15 @@ pub(super) fn nics(core: &Core, vm: VmId, wishes: &[NewNic]) -> Result<Vec<Nic>,
         });
     }
     Ok(nics)
+}
+
+/// Refuses addresses that another VM has.
+pub(super) fn check_addresses(core: &Core, vm: &Vm) -> Result<(), Fault> {
+    for nic in &vm.nics {
+        let field = format!("nics[{}].mac", nic.device_index);
+        check_mac(core, vm.id, nic.mac, &[], &field)?;
+    }
+    Ok(())
 }
 
 /// Refuses a VLAN that this host's libvirt can't set on a Linux bridge.

@@ -8,8 +8,9 @@ use crate::model::reason::Reason;
 use crate::model::request::NewVolume;
 use crate::model::tag::Tags;
 use crate::model::time::Timestamp;
-use crate::model::vm::Life;
+use crate::model::vm::{Life, Vm};
 use crate::model::volume::{PoolKind, Volume, VolumeAttachment, VolumeFormat, VolumeKind};
+use crate::storage::Backing;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Volumes are made in whole MiB.
@@ -149,27 +150,8 @@ pub(super) fn volume(
     })
 }
 
-/// Refuses ids that a recorded volume has, or a file in the pool.
-pub(super) async fn check_volume_ids(
-    core: &Core,
-    id: VmId,
-    volumes: &[Volume],
-) -> Result<(), Fault> {
-    let taken = |volume: &Volume| {
-        let field = match volume.attachment {
-            VolumeAttachment::Attached { device_index: 0 } => "root_volume.volume_id".to_owned(),
-            VolumeAttachment::Attached { device_index } => {
-                format!("data_volumes[{}].volume_id", device_index - 1)
-            }
-            VolumeAttachment::Kept { .. } => "resource_id".to_owned(),
-        };
-        Fault::field(
-            Reason::VolumeExists,
-            field,
-            "is the id of a volume that exists",
-        )
-        .with("volume_id", volume.id)
-    };
+/// Refuses ids that another recorded volume has, or that are given twice.
+pub(super) fn check_volume_ids(core: &Core, id: VmId, volumes: &[Volume]) -> Result<(), Fault> {
     let mut seen = BTreeSet::new();
     for volume in volumes {
         if !seen.insert(volume.id) {
@@ -189,18 +171,49 @@ pub(super) async fn check_volume_ids(
             return Err(taken(volume));
         }
     }
+    Ok(())
+}
+
+/// Refuses ids that a file in the pool has, unless it is what `former`, a creation
+/// that failed, could not remove: then it must be what is wanted now.
+pub(super) async fn check_files(
+    core: &Core,
+    volumes: &[Volume],
+    former: Option<&Vm>,
+) -> Result<(), Fault> {
     for volume in volumes {
         let id = volume.id;
-        if core
+        let found = core
             .pools
             .call(&volume.pool, move |pool, _| pool.volume(id))
-            .await?
-            .is_some()
-        {
+            .await?;
+        let Some(found) = found else { continue };
+        let left_over = former.is_some_and(|vm| vm.volume(id).is_some());
+        let wanted = match volume.image_id {
+            Some(image) => found.backing == Backing::Image(image),
+            None => found.backing == Backing::Nothing,
+        };
+        if !(left_over && wanted && found.virtual_size == volume.size) {
             return Err(taken(volume));
         }
     }
     Ok(())
+}
+
+fn taken(volume: &Volume) -> Fault {
+    let field = match volume.attachment {
+        VolumeAttachment::Attached { device_index: 0 } => "root_volume.volume_id".to_owned(),
+        VolumeAttachment::Attached { device_index } => {
+            format!("data_volumes[{}].volume_id", device_index - 1)
+        }
+        VolumeAttachment::Kept { .. } => "resource_id".to_owned(),
+    };
+    Fault::field(
+        Reason::VolumeExists,
+        field,
+        "is the id of a volume that exists",
+    )
+    .with("volume_id", volume.id)
 }
 
 /// Refuses volumes that could outgrow what is free in their pools.

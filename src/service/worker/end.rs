@@ -156,15 +156,10 @@ impl Worker {
         );
         if made {
             for volume in &mut vm.volumes {
-                let id = volume.id;
-                if let Ok(Some(found)) = self
-                    .core
-                    .pools
-                    .call(&volume.pool, move |pool, _| pool.volume(id))
-                    .await
-                {
-                    volume.actual_size = found.actual_size;
-                }
+                let Some(found) = self.core.pools.glance(&volume.pool, volume.id).await else {
+                    break;
+                };
+                volume.actual_size = found.actual_size;
             }
         }
         vm

@@ -25,13 +25,16 @@ use super::sweeper;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::operation::Operation;
-use crate::model::reason::Reason;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+
+/// When a domain is looked at again that could not be looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What reaches a worker through its queue.
 pub enum Incoming {
@@ -147,13 +150,17 @@ impl Worker {
             .await
         {
             Ok(found) => found,
-            Err(fault) if fault.reason == Reason::HypervisorAway => {
+            Err(_) if !self.core.hypervisor.is_up() => {
                 self.cell.change(|view| view.away = true);
                 return;
             }
             Err(fault) => {
-                // What is not known is shown as last seen; the next event or
-                // the sweeper looks again.
+                // What is not known is shown as last seen, and looked at again.
+                let cell = self.cell.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    cell.touch();
+                });
                 tracing::warn!(vm_id = %id, error = chain(&fault), "a VM could not be looked at");
                 return;
             }
@@ -210,19 +217,15 @@ impl Worker {
         }
         for volume in &vm.volumes {
             let id = volume.id;
-            let found = self
-                .core
-                .pools
-                .call(&volume.pool, move |pool, _| pool.volume(id))
-                .await;
-            if let Ok(Some(found)) = found {
-                // Only shown, so it is not worth a write of its own.
-                self.cell.edit(|vm| {
-                    for volume in vm.volumes.iter_mut().filter(|volume| volume.id == id) {
-                        volume.actual_size = found.actual_size;
-                    }
-                });
-            }
+            let Some(found) = self.core.pools.glance(&volume.pool, id).await else {
+                break;
+            };
+            // Only shown, so it is not worth a write of its own.
+            self.cell.edit(|vm| {
+                for volume in vm.volumes.iter_mut().filter(|volume| volume.id == id) {
+                    volume.actual_size = found.actual_size;
+                }
+            });
         }
     }
 

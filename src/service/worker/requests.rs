@@ -38,15 +38,20 @@ impl Worker {
         let intent = Intent::CreateVm { start: wish.start };
         let mut operation = self.new_operation(asked, intent);
         let core = self.core.clone();
-        let admission = core.vms.admission.lock().await;
+        let before = self.cell.view().vm.clone();
         let vm = admission::create(
             &core,
             self.cell.id,
             operation.id,
             wish,
+            before.as_ref(),
             operation.create_time,
         )
         .await?;
+        // Only what is compared with other VMs needs the lock, and only until it
+        // is published: nothing here waits for a pool.
+        let admission = core.vms.admission.lock().await;
+        admission::compare(&core, &vm, wish.start)?;
         if asked.envelope.validate_only {
             return Ok(Arc::new(preview::operation(
                 operation,
@@ -56,7 +61,6 @@ impl Worker {
         operation.vm_id = Some(vm.id);
         // Published before it is durable, so that the next one is compared with
         // it; taken back if it does not become durable.
-        let before = self.cell.view().vm.clone();
         self.cell.change(|view| {
             view.current = Some((operation.id, OperationKind::CreateVm));
             view.vm = Some(vm.clone());
@@ -246,32 +250,24 @@ impl Worker {
         overtakes: bool,
     ) -> Answer {
         let core = self.core.clone();
-        // Only what is compared with other VMs needs the lock, and only until it
-        // is published; the rest must not wait for another VM's pool.
-        let compares = matches!(
-            request,
-            VmRequest::StartVm { .. }
-                | VmRequest::SetVmPowerState {
-                    power_state: PowerState::On,
-                    ..
-                }
-                | VmRequest::ReplaceRootVolume(_)
-                | VmRequest::RevertRootVolume {
-                    start_after: true,
-                    ..
-                }
-        );
-        let admission = if compares {
-            Some(core.vms.admission.lock().await)
-        } else {
-            None
-        };
         let mut operation = self.new_operation(asked, Intent::RecoverVm);
         operation.intent = self
             .intent(request, resting, vm, operation.create_time)
             .await?;
         operation.vm_id = Some(vm.id);
-        if needs_host(&operation.intent) && !resting.has_power() {
+        // Only what is compared with other VMs needs the lock, and only until it
+        // is published: nothing here waits for a pool.
+        let gives_power = needs_host(&operation.intent) && !resting.has_power();
+        let compares = gives_power || matches!(operation.intent, Intent::ReplaceRootVolume { .. });
+        let admission = if compares {
+            Some(core.vms.admission.lock().await)
+        } else {
+            None
+        };
+        if let Intent::ReplaceRootVolume { new_root, .. } = &operation.intent {
+            admission::compare_root(&core, vm, new_root)?;
+        }
+        if gives_power {
             admission::check_host(&core, vm.id, &vm.hardware)?;
         }
         if asked.envelope.validate_only {
