@@ -49,7 +49,8 @@ pub trait Pool: Send + Sync {
     /// by writing that it can be used; called once at start, repeats are free.
     ///
     /// Fails with `InUse` when another process holds the pool. Until it has
-    /// succeeded, whatever measures or changes the pool fails with `Denied`.
+    /// succeeded, whatever measures or changes the pool fails with `Denied`; and
+    /// with `Io` when its folder is no longer the one that was taken.
     fn prepare(&self) -> Result<(), StorageError>;
 
     /// Tells whether guests may bypass the host's page cache (`cache=none`);

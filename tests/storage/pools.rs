@@ -45,6 +45,35 @@ fn a_pool_belongs_to_one_holder_at_a_time() {
 }
 
 #[test]
+fn nothing_is_gone_from_a_pool_that_was_moved_away() {
+    let place = Place::new();
+    let root = place.folder.path().join("pool");
+    let volume = VolumeId::random();
+    place
+        .pool
+        .create_empty(volume, Bytes::mib(1), &task())
+        .expect("a volume");
+    for other_folder in [false, true] {
+        let away = place.folder.path().join("away");
+        std::fs::rename(&root, &away).expect("it is moved");
+        if other_folder {
+            let other = Qcow2Pool::new("other", root.clone());
+            other.prepare().expect("an empty pool");
+        }
+        let moved = |result| assert_eq!(failure(result), StorageErrorKind::Io);
+        moved(place.pool.volume(volume).map(drop));
+        moved(place.pool.image(ImageId::random()).map(drop));
+        moved(place.pool.delete_volume(volume));
+        moved(place.pool.usage().map(drop));
+        if other_folder {
+            std::fs::remove_dir_all(&root).expect("the other one");
+        }
+        std::fs::rename(&away, &root).expect("it is back");
+        assert!(place.pool.volume(volume).expect("a pool").is_some());
+    }
+}
+
+#[test]
 fn qemu_may_enter_a_pool_but_not_list_it() {
     let place = Place::new();
     let root = place.folder.path().join("pool");

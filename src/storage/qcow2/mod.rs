@@ -82,15 +82,26 @@ impl Qcow2Pool {
         self.volumes.join(format!("{id}{SUFFIX}"))
     }
 
-    /// Fails unless this process holds the pool: two that change one pool would
-    /// remove what the other is making.
+    /// Fails unless this process holds the pool, and the folder is still the one
+    /// that it holds. Two that change one pool would remove what the other is
+    /// making; and what can't be seen in a pool that was moved or unmounted is not
+    /// gone.
     fn ours(&self) -> Result<(), StorageError> {
         let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        match *held {
-            Some(_) => Ok(()),
-            None => Err(StorageError::new(
+        let Some(lock) = held.as_ref() else {
+            return Err(StorageError::new(
                 StorageErrorKind::Denied,
                 format!("the pool {} is not held by this process", self.name),
+            ));
+        };
+        let failed = |e| StorageError::io(format!("looking at {}", self.path.display()), e);
+        let held = lock.metadata().map_err(failed)?;
+        match self.path.join(LOCK).metadata() {
+            Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
+            _ => Err(StorageError::new(
+                StorageErrorKind::Io,
+                format!("{} was moved away or unmounted", self.path.display()),
             )),
         }
     }
@@ -232,6 +243,7 @@ impl Pool for Qcow2Pool {
 
     fn image(&self, id: ImageId) -> Result<Option<ImageFile>, StorageError> {
         let Some((header, found)) = read_header(&self.image_path(id))? else {
+            self.ours()?;
             return Ok(None);
         };
         Ok(Some(ImageFile {
@@ -354,6 +366,7 @@ impl Pool for Qcow2Pool {
 
     fn volume(&self, id: VolumeId) -> Result<Option<VolumeFile>, StorageError> {
         let Some((header, found)) = read_header(&self.volume_path(id))? else {
+            self.ours()?;
             return Ok(None);
         };
         let backing = match header.backing_file {
