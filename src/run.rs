@@ -19,7 +19,7 @@ use crate::service::ledger::Ledger;
 use crate::service::node::{NodeIdentity, status_line};
 use crate::service::operations::Operations;
 use crate::service::pools::Pools;
-use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports};
+use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports, used_pools};
 use crate::service::vms::Vms;
 use crate::service::{Core, fault::chain, sweeper};
 use crate::{shutdown, systemd, telemetry};
@@ -183,7 +183,7 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
         ledger,
         stopping,
     });
-    core.pools.prepare().await;
+    core.pools.prepare(&used_pools(&loaded)).await;
     core.pools
         .sweep_temporary(unfinished_imports(&loaded))
         .await;

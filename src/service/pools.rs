@@ -9,6 +9,8 @@ use crate::model::ids::{ImageId, VolumeId};
 use crate::model::reason::Reason;
 use crate::model::volume::PoolKind;
 use crate::storage::{Pool, PoolUsage, Qcow2Pool, StorageError, Task, VolumeFile};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ pub struct PoolEntry {
     /// Whether VMs are created here unless another pool is named.
     pub default: bool,
     measured: Mutex<Measured>,
+    /// The records say that something is in it.
+    used: AtomicBool,
 }
 
 /// What was last measured of a pool.
@@ -52,6 +56,7 @@ impl Pools {
             },
             default: settings.default,
             measured: Mutex::default(),
+            used: AtomicBool::new(false),
         };
         Self {
             entries: config.pools.iter().map(entry).collect(),
@@ -131,7 +136,9 @@ impl Pools {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 tracing::warn!(pool = name, error = chain(&error), "pool call failed");
-                Err(from_storage(&error, name))
+                // What is wrong with the pool as a whole says more.
+                let trouble = entry.measured().trouble;
+                Err(trouble.unwrap_or_else(|| from_storage(&error, name)))
             }
             Err(error) => Err(from_gate_storage(error, name)),
         }
@@ -139,7 +146,14 @@ impl Pools {
 
     /// Prepares every pool, and measures it. A pool that can't be used is
     /// logged, and tried again by [`Pools::measure`].
-    pub async fn prepare(&self) {
+    ///
+    /// A pool in `used` is known to hold something: it is not made anew, because
+    /// then its file system is not mounted, and what is in it would seem gone.
+    pub async fn prepare(&self, used: &HashSet<String>) {
+        for entry in &self.entries {
+            let used = used.contains(entry.pool.name());
+            entry.used.store(used, Ordering::Relaxed);
+        }
         self.look(true).await;
     }
 
@@ -171,14 +185,19 @@ impl Pools {
     async fn look(&self, first: bool) {
         for entry in &self.entries {
             let prepare = first || entry.measured().trouble.is_some();
+            let used = entry.used.load(Ordering::Relaxed);
             let looked = self
                 .call(entry.pool.name(), move |pool, _| {
+                    if prepare && used && !pool.is_made() {
+                        return Ok(None);
+                    }
                     if prepare {
                         pool.prepare()?;
                     }
-                    pool.usage()
+                    pool.usage().map(Some)
                 })
-                .await;
+                .await
+                .and_then(|usage| usage.ok_or_else(|| not_mounted(entry.pool.name())));
             let mut measured = entry
                 .measured
                 .lock()
@@ -233,6 +252,14 @@ impl Pools {
         .with("free_bytes", usage.free.get())
         .with("needed_bytes", needed.get()))
     }
+}
+
+fn not_mounted(name: &str) -> Fault {
+    Fault::new(
+        Reason::PoolAway,
+        format!("pool {name} is recorded to hold volumes or images, and its folder is empty: is its file system mounted?"),
+    )
+    .with("pool", name)
 }
 
 impl PoolEntry {

@@ -21,7 +21,7 @@ use crate::model::ids::{ImageId, VmId};
 use crate::model::image::{Image, ImageState};
 use crate::model::operation::Operation;
 use async_trait::async_trait;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -250,6 +250,22 @@ pub async fn compare_images(core: &Arc<Core>) {
             }
         }
     }
+}
+
+/// The pools that hold something by the records.
+pub fn used_pools(loaded: &Loaded) -> HashSet<String> {
+    let volumes = loaded.vms.iter().flat_map(|vm| &vm.volumes);
+    let ready = |image: &&Image| image.state == ImageState::Ready;
+    volumes
+        .map(|volume| volume.pool.clone())
+        .chain(
+            loaded
+                .images
+                .iter()
+                .filter(ready)
+                .map(|image| image.pool.clone()),
+        )
+        .collect()
 }
 
 /// The imports that are unfinished: their downloads are resumed, not swept.

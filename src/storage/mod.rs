@@ -45,6 +45,10 @@ pub trait Pool: Send + Sync {
     /// Returns what it is made of.
     fn kind(&self) -> PoolKind;
 
+    /// Tells whether the pool was made before and is in its place; not so for the
+    /// empty mount point of a file system that is not mounted.
+    fn is_made(&self) -> bool;
+
     /// Takes the pool for this process, makes what is missing in it, and proves
     /// by writing that it can be used; called once at start, repeats are free.
     ///

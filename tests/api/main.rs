@@ -13,6 +13,7 @@ mod bad_input;
 mod behind;
 mod create;
 mod host;
+mod missing;
 mod operations;
 mod process;
 mod python;

@@ -190,6 +190,10 @@ impl Pool for Qcow2Pool {
         PoolKind::Qcow2
     }
 
+    fn is_made(&self) -> bool {
+        self.volumes.is_dir()
+    }
+
     fn prepare(&self) -> Result<(), StorageError> {
         let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
