@@ -98,19 +98,21 @@ fn main() -> ExitCode {
     }
     reaper::start();
     let bench = Arc::new(Bench::open());
-    let trials = TESTS.iter().map(|(name, test)| {
+    let trials = TESTS.iter().filter_map(|(name, test)| {
         let (bench, test) = (Arc::clone(&bench), *test);
+        // Not every kernel is built with bridges that know VLANs. What kvmlet does
+        // there is another test's matter; this one has nothing to look at.
+        if name.contains("port_in_that_vlan") && !network::kernel_filters_vlans() {
+            eprintln!("not run: {name}: this kernel's bridges have no vlan_filtering");
+            return None;
+        }
         // A mount namespace and a bridge are root's to make.
         let of_root = name.contains("behind") || name.contains("bridge") || name.contains("vlan");
-        // Not every kernel is built with bridges that know VLANs.
-        let of_kernel = name.contains("port_in_that_vlan");
-        let impossible = (of_root && !Uid::effective().is_root())
-            || (of_kernel && !network::kernel_filters_vlans());
         let trial = Trial::test(*name, move || {
             test(&bench);
             Ok(())
         });
-        trial.with_ignored_flag(impossible)
+        Some(trial.with_ignored_flag(of_root && !Uid::effective().is_root()))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     Arc::into_inner(bench).expect("the trials are gone").close();
