@@ -87,20 +87,19 @@ pub(super) fn expunge(cell: Arc<Cell>, vm: &Vm) -> Plan {
     plan
 }
 
+/// Whether the VM's domain is defined.
+async fn has_domain(run: &Run, cell: &Cell) -> Result<bool, Fault> {
+    let id = cell.id;
+    let found = run
+        .core
+        .hypervisor
+        .call(Lane::Read, move |host| host.look(id))
+        .await?;
+    Ok(found.is_some())
+}
+
 /// Writes into the domain that its VM is deleted, if there is a domain.
 struct MarkDomain(DescribeDomain);
-
-impl MarkDomain {
-    async fn has_domain(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.0.cell.id;
-        Ok(run
-            .core
-            .hypervisor
-            .call(Lane::Read, move |host| host.look(id))
-            .await?
-            .is_some())
-    }
-}
 
 #[async_trait]
 impl Step for MarkDomain {
@@ -109,7 +108,7 @@ impl Step for MarkDomain {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        Ok(!self.has_domain(run).await? || self.0.is_done(run).await?)
+        Ok(!has_domain(run, &self.0.cell).await? || self.0.is_done(run).await?)
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
@@ -117,7 +116,7 @@ impl Step for MarkDomain {
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        if self.has_domain(run).await? {
+        if has_domain(run, &self.0.cell).await? {
             self.0.undo(run).await
         } else {
             Ok(Undone::Nothing)
@@ -192,16 +191,6 @@ impl BringBackDomain {
             after: self.after.clone(),
         }
     }
-
-    async fn has_domain(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.cell.id;
-        Ok(run
-            .core
-            .hypervisor
-            .call(Lane::Read, move |host| host.look(id))
-            .await?
-            .is_some())
-    }
 }
 
 #[async_trait]
@@ -215,7 +204,7 @@ impl Step for BringBackDomain {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        if self.has_domain(run).await? {
+        if has_domain(run, &self.cell).await? {
             self.describe().run(run).await
         } else {
             self.define().run(run).await
@@ -224,7 +213,7 @@ impl Step for BringBackDomain {
 
     /// The domain may stay: it does no harm to a VM that is deleted or lost.
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        if self.has_domain(run).await? {
+        if has_domain(run, &self.cell).await? {
             self.describe().undo(run).await
         } else {
             Ok(Undone::Nothing)
@@ -306,13 +295,7 @@ impl Step for RemoveDomain {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.cell.id;
-        Ok(run
-            .core
-            .hypervisor
-            .call(Lane::Read, move |host| host.look(id))
-            .await?
-            .is_none())
+        Ok(!has_domain(run, &self.cell).await?)
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
