@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! FAILPOINTS="create-vm.make-volume.after=return(kill);…"   (syntax of the crate `fail`)
+//! FAILPOINTS_FILE=/path     the same, one to a line, read again at each point
 //! FAILPOINTS_TRACE=/path    the name of each point is appended as it is reached
 //!
 //! return(kill)         SIGKILL, at once
@@ -74,6 +75,7 @@ mod armed {
     use std::fs::{File, OpenOptions};
     use std::io::Write;
     use std::path::{Path, PathBuf};
+    use std::sync::{Mutex, PoisonError};
     use std::time::Duration;
 
     /// How often a held point looks whether it is let go.
@@ -110,7 +112,33 @@ mod armed {
         }
     }
 
+    /// What the file named last time, so that its points are armed once: they count.
+    static NAMED: Mutex<String> = Mutex::new(String::new());
+
+    /// Arms what the file names now, if that has changed.
+    fn read(path: &Path) {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+        if *named == text {
+            return;
+        }
+        let points = |text: &str| -> Vec<(String, String)> {
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            lines.map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+        };
+        for (point, _) in points(&named) {
+            fail::remove(point);
+        }
+        for (point, actions) in points(&text) {
+            fail::cfg(point, &actions).expect("a point that is armed well");
+        }
+        *named = text;
+    }
+
     fn look(point: &str) -> Option<Act> {
+        if let Some(path) = std::env::var_os("FAILPOINTS_FILE") {
+            read(Path::new(&path));
+        }
         if let Some(path) = std::env::var_os("FAILPOINTS_TRACE") {
             trace(Path::new(&path), point);
         }
