@@ -286,8 +286,8 @@ impl Scenario {
                     health_check: powered.then(|| HealthCheck {
                         sign: HealthSign::StillRunning as i32,
                         timeout: Some(prost_types::Duration {
-                            seconds: 0,
-                            nanos: 100_000_000,
+                            seconds: 1,
+                            nanos: 0,
                         }),
                     }),
                     ..Default::default()

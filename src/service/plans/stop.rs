@@ -118,7 +118,7 @@ impl StopGuest {
                 Waited::Off => {
                     if !self.undo_starts {
                         // It has stopped: there is nothing left to cancel.
-                        drop(run.operation.pass_point_of_no_return());
+                        run.operation.outrun_cancellation();
                     }
                     record(run, method, signals, begun.elapsed(), false);
                     return Ok(());
