@@ -21,6 +21,7 @@ mod sector;
 mod reaper;
 
 mod ask;
+mod marked;
 mod matrix;
 mod scenario;
 mod shape;
@@ -30,9 +31,9 @@ use libtest_mimic::{Arguments, Trial};
 use matrix::{Depth, Matrix, Tally};
 use scenario::Scenario;
 use stage::Stage;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// What came of all matrices.
@@ -56,12 +57,35 @@ fn main() -> ExitCode {
             Ok(())
         }));
     }
-    let known: Arc<Mutex<Option<PathBuf>>> = Arc::default();
+    let learnt = Arc::new(OnceLock::new());
+    for scenario in Scenario::ON_QEMU {
+        let (total, learnt) = (Arc::clone(&total), Arc::clone(&learnt));
+        trials.push(Trial::test(format!("qemu::{scenario:?}"), move || {
+            let runtime = Runtime::new().unwrap();
+            let known = learnt.get_or_init(|| runtime.block_on(learn()));
+            let tally = runtime.block_on(async {
+                let mut stage = Stage::qemu(Some(known.path())).await;
+                Matrix::run(&mut stage, *scenario, Depth::Representative).await
+            });
+            add(&total, &format!("{scenario:?}, QEMU"), tally);
+            Ok(())
+        }));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(known);
     let total = total.lock().unwrap();
     println!("{}", line("crash matrix", &total));
     conclusion.exit_code()
+}
+
+/// Has a libvirt driver look at QEMU once, which takes seconds, for all others.
+async fn learn() -> TempDir {
+    let stage = Stage::qemu(None).await;
+    let known = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(stage.known()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), known.path().join(file.file_name())).unwrap();
+    }
+    known
 }
 
 /// Tells of a matrix and adds it to all; fails if anything was wrong.
