@@ -21,20 +21,27 @@ mod sector;
 mod reaper;
 
 mod ask;
+mod lane;
 mod marked;
 mod matrix;
 mod scenario;
+mod sequences;
 mod shape;
 mod stage;
 
 use libtest_mimic::{Arguments, Trial};
 use matrix::{Depth, Matrix, Tally};
 use scenario::Scenario;
+use sequences::Size;
 use stage::Stage;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+/// Random sequences on the simulated host, in so many parts at once.
+const SEQUENCES: usize = 10_000;
+const PARTS: usize = 2;
 
 /// What came of all matrices.
 type Total = Arc<Mutex<Tally>>;
@@ -46,6 +53,25 @@ fn main() -> ExitCode {
     reaper::start();
     let total = Total::default();
     let mut trials = Vec::new();
+    let seed = seed();
+    for part in 0..PARTS {
+        trials.push(Trial::test(
+            format!("sequences::simulated_{part}"),
+            move || {
+                let tally = Runtime::new().unwrap().block_on(async {
+                    let mut stage = Stage::simulated().await;
+                    let size = Size {
+                        sequences: SEQUENCES / PARTS,
+                        lanes: 16,
+                        kill_one_in: 2,
+                    };
+                    sequences::run(&mut stage, size, seed + part as u64).await
+                });
+                assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
+                Ok(())
+            },
+        ));
+    }
     for scenario in Scenario::ALL {
         let total = Arc::clone(&total);
         trials.push(Trial::test(format!("simulated::{scenario:?}"), move || {
@@ -75,6 +101,14 @@ fn main() -> ExitCode {
     let total = total.lock().unwrap();
     println!("{}", line("crash matrix", &total));
     conclusion.exit_code()
+}
+
+/// The seed of what is random: another one each time, unless it is given.
+fn seed() -> u64 {
+    match std::env::var("KVMLET_SEED") {
+        Ok(text) => text.parse().expect("KVMLET_SEED is a number"),
+        Err(_) => rand::random_range(0..1_000_000),
+    }
 }
 
 /// Has a libvirt driver look at QEMU once, which takes seconds, for all others.

@@ -325,6 +325,16 @@ impl Daemon {
         self.process.take().expect("it ran").wait().unwrap()
     }
 
+    /// Whether its process runs.
+    pub fn is_alive(&self) -> bool {
+        self.is_running()
+    }
+
+    /// Kills it and does not wait; [`Daemon::dies`] does.
+    pub fn signal_kill(&self) {
+        kill(self.pid(), Signal::SIGKILL).unwrap();
+    }
+
     /// Waits until it was killed; false if it still runs after `patience`.
     pub async fn dies(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
