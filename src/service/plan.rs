@@ -23,6 +23,7 @@ use super::core::Core;
 use super::fault::chain;
 use super::hypervisor::Link;
 use super::operations::{LiveOperation, now};
+use crate::faultpoint::{self, Injected};
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::operation::{OperationState, RollbackState, StepRecord, StepState};
@@ -180,7 +181,6 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
 
 /// Measures, acts, and where the outcome is not known, measures again.
 async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState, Fault> {
-    let kind = run.operation.get().intent.kind().as_str();
     if cut_off && !step.is_repeatable() {
         return Err(Fault::new(
             Reason::OutcomeUnknown,
@@ -188,22 +188,8 @@ async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState,
         ));
     }
     for last in (0..TRIES).map(|attempt| attempt + 1 == TRIES) {
-        fail_point(kind, step.name(), "before");
-        let outcome = match step.is_done(run).await {
-            Ok(true) => return Ok(StepState::Skipped),
-            Ok(false) => {
-                if !step.is_repeatable() {
-                    record(run).await?;
-                }
-                step.run(run).await
-            }
-            Err(fault) => Err(fault),
-        };
-        match outcome {
-            Ok(()) => {
-                fail_point(kind, step.name(), "after");
-                return Ok(StepState::Done);
-            }
+        match once(run, step).await {
+            Ok(state) => return Ok(state),
             Err(fault) => {
                 tracing::warn!(step = step.name(), error = chain(&fault), "step failed");
                 let again = match fault.code() {
@@ -221,6 +207,21 @@ async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState,
         Reason::OutcomeUnknown,
         "whether it was done is not known",
     ))
+}
+
+/// Measures, and acts if it is not done yet.
+async fn once(run: &Run, step: &dyn Step) -> Result<StepState, Fault> {
+    run.reach(&format!("{}.before", step.name())).await?;
+    if step.is_done(run).await? {
+        return Ok(StepState::Skipped);
+    }
+    if !step.is_repeatable() {
+        record(run).await?;
+        run.reach(&format!("{}.recorded", step.name())).await?;
+    }
+    step.run(run).await?;
+    run.reach(&format!("{}.after", step.name())).await?;
+    Ok(StepState::Done)
 }
 
 /// Waits for libvirt, for a while.
@@ -256,7 +257,6 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
     let mut undone = false;
     let mut left = Vec::new();
     for (index, step) in plan.iter().enumerate().take(count).rev() {
-        fail_point(operation.get().intent.kind().as_str(), step.name(), "undo");
         let before = run.operation.get().steps.get(index).cloned();
         mark(run, index, StepState::Undoing);
         match undo_step(run, step.as_ref()).await {
@@ -319,7 +319,7 @@ fn done_before(run: &Run, plan: &Plan, index: usize) -> Vec<&'static str> {
 async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> {
     let mut tries = 0;
     loop {
-        let undone = step.undo(run).await;
+        let undone = undo_once(run, step).await;
         let Err(fault) = &undone else {
             return Some(undone);
         };
@@ -337,6 +337,14 @@ async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> 
             return None;
         }
     }
+}
+
+/// Undoes one step.
+async fn undo_once(run: &Run, step: &dyn Step) -> Result<Undone, Fault> {
+    run.reach(&format!("{}.undo", step.name())).await?;
+    let undone = step.undo(run).await?;
+    run.reach(&format!("{}.undone", step.name())).await?;
+    Ok(undone)
 }
 
 /// Waits for libvirt as long as it takes. False if the agent stops.
@@ -393,11 +401,27 @@ pub fn progress(run: &Run, whole: usize, part: f64) {
     });
 }
 
-/// A named point at which a test can stop the process. In a release build it
-/// is nothing.
-fn fail_point(operation: &str, step: &str, when: &str) {
-    #[cfg(feature = "failpoints")]
-    fail::eval(&format!("{operation}.{step}.{when}"), |_| ());
-    #[cfg(not(feature = "failpoints"))]
-    let _ = (operation, step, when);
+impl Run {
+    /// Reaches a fault point of this operation, such as `switch-root.defined`.
+    ///
+    /// # Errors
+    /// What a test has armed the point with.
+    pub async fn reach(&self, point: &str) -> Result<(), Fault> {
+        let kind = self.operation.get().intent.kind().as_str();
+        injected(faultpoint::reach(&format!("{kind}.{point}")).await)
+    }
+}
+
+/// The fault that a test has armed a point with.
+///
+/// # Errors
+/// That fault.
+pub fn injected(injected: Option<Injected>) -> Result<(), Fault> {
+    let (reason, words) = match injected {
+        None => return Ok(()),
+        Some(Injected::Fail) => (Reason::Internal, "a fault point"),
+        Some(Injected::Unknown) => (Reason::OutcomeUnknown, "a fault point"),
+        Some(Injected::Away) => (Reason::HypervisorAway, "a fault point"),
+    };
+    Err(Fault::new(reason, words))
 }

@@ -194,6 +194,7 @@ impl Step for ConvertImage {
             .commit(Batch::new().put_image(&recorded))
             .await?;
         run.core.images.set(&recorded);
+        run.reach("convert-image.recorded").await?;
         let entry = run.core.pools.named(&self.image.pool, "pool")?;
         let pool = entry.pool.clone();
         let task = leash(run, 1);
