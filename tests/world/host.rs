@@ -10,7 +10,7 @@ use super::support::{PATIENCE, until};
 use super::wire::{Cut, Wire};
 use kvmlet::proto::v1::*;
 use nix::unistd::Pid;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use virt::connect::Connect;
 
@@ -37,7 +37,13 @@ impl World {
     pub async fn start_with(known: Option<&Path>, change: impl FnOnce(Setup) -> Setup) -> Self {
         let libvirtd = Libvirtd::start_with(known);
         let wire = Wire::to(libvirtd.socket());
-        let host = bench::Host::with(change(Setup::on(wire.uri()))).await;
+        let mut setup = Setup::on(wire.uri());
+        let points = wire.folder().join("points");
+        setup.environment.push((
+            "FAILPOINTS_FILE".to_owned(),
+            points.display().to_string(),
+        ));
+        let host = bench::Host::with(change(setup)).await;
         let deaf = image(&host, BootSector::Idle).await;
         let obedient = image(&host, BootSector::Button(1)).await;
         Self {
@@ -51,6 +57,11 @@ impl World {
 
     pub fn api(&self) -> Api {
         self.host.daemon.api()
+    }
+
+    /// The file that names the fault points that are armed.
+    pub fn points(&self) -> PathBuf {
+        self.wire.folder().join("points")
     }
 
     /// A guest that runs and has booted.

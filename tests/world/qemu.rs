@@ -53,10 +53,13 @@ macro_rules! tests {
 }
 
 const TESTS: &[Test] = tests![
-    outage::killed_before_the_call_arrives,
-    outage::killed_while_it_does_the_call,
-    outage::killed_while_the_call_hangs,
-    outage::killed_before_it_answers,
+    outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
+    outage::libvirtd_is_killed_early_in_a_start,
+    outage::libvirtd_is_killed_while_a_call_hangs,
+    outage::libvirtd_is_killed_while_it_does_a_call,
+    outage::libvirtd_is_killed_before_a_call_arrives,
+    outage::libvirtd_is_killed_before_it_answers,
+    outage::a_libvirtd_that_comes_back_is_found_and_heard,
 ];
 
 fn main() -> ExitCode {

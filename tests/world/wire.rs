@@ -33,7 +33,6 @@ pub mod calls {
     pub const RESUME: &[u32] = &[28];
     pub const SUSPEND: &[u32] = &[34];
     pub const SAVE: &[u32] = &[182];
-    pub const DISCARD: &[u32] = &[184];
     pub const UNDEFINE: &[u32] = &[35, 231];
     pub const RESET: &[u32] = &[245];
     pub const SHUTDOWN: &[u32] = &[33, 258];
@@ -100,8 +99,13 @@ impl Wire {
         Self { folder, trap }
     }
 
+    /// A folder of this test's own.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn uri(&self) -> String {
-        let socket: &Path = &self.folder.path().join("sock");
+        let socket = self.folder.path().join("sock");
         format!("qemu+unix:///system?socket={}", socket.display())
     }
 
