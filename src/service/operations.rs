@@ -125,6 +125,12 @@ impl LiveOperation {
         self.cancelled.clone()
     }
 
+    /// Says that it has come to its end although it was asked to end early: what
+    /// it was for has happened, and can't be taken back.
+    pub fn outrun_cancellation(&self) {
+        *lock(&self.phase) = Phase::PastReturn;
+    }
+
     /// Passes the point of no return.
     ///
     /// # Errors

@@ -127,7 +127,7 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
                 "the operation was being undone when the agent ended",
             )
         });
-        return undo(run, plan, plan.len(), fault).await;
+        return undo(run, plan, plan.len(), fault, true).await;
     }
     // How far a former run got is not known, so all of it is measured.
     let begun = |count| {
@@ -148,7 +148,7 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
             operation.cancelled()
         };
         if let Some(why) = early {
-            return undo(run, plan, begun(index), why).await;
+            return undo(run, plan, begun(index), why, false).await;
         }
         mark(run, index, StepState::Running);
         let cut_off = interrupted
@@ -168,14 +168,14 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
                     return Ended::Failed(fault);
                 }
                 let why = operation.cancelled().unwrap_or(fault);
-                return undo(run, plan, begun(index + 1), why).await;
+                return undo(run, plan, begun(index + 1), why, false).await;
             }
         }
     }
     // Whoever cancelled it until now was told that it would be undone.
     match operation.pass_point_of_no_return() {
         Ok(()) => Ended::Succeeded,
-        Err(why) => undo(run, plan, plan.len(), why).await,
+        Err(why) => undo(run, plan, plan.len(), why, false).await,
     }
 }
 
@@ -215,6 +215,10 @@ async fn once(run: &Run, step: &dyn Step) -> Result<StepState, Fault> {
     if step.is_done(run).await? {
         return Ok(StepState::Skipped);
     }
+    if let Some(why) = run.operation.cancelled() {
+        // While it was measured: nothing has been done yet.
+        return Err(why);
+    }
     if !step.is_repeatable() {
         record(run).await?;
         run.reach(&format!("{}.recorded", step.name())).await?;
@@ -243,8 +247,10 @@ async fn record(run: &Run) -> Result<(), Fault> {
         .await
 }
 
-/// Undoes the first `count` steps, last first.
-async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
+/// Undoes the first `count` steps, last first. `begun`: a former run of the agent
+/// has begun to, so that finding nothing to undo does not mean that there was
+/// nothing.
+async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault, begun: bool) -> Ended {
     let operation = &run.operation;
     operation.change(|operation| {
         operation.rollback = RollbackState::RollingBack;
@@ -254,7 +260,7 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
         // Undoing measures too: without the record, the next start undoes again.
         tracing::warn!(error = chain(&fault), "undoing without a record of it");
     }
-    let mut undone = false;
+    let mut undone = begun;
     let mut left = Vec::new();
     for (index, step) in plan.iter().enumerate().take(count).rev() {
         let before = run.operation.get().steps.get(index).cloned();

@@ -9,6 +9,7 @@ use super::{PATIENCE, images, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -322,6 +323,20 @@ impl Daemon {
         })
         .await;
         self.process.take().expect("it ran").wait().unwrap()
+    }
+
+    /// Waits until it was killed; false if it still runs after `patience`.
+    pub async fn dies(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.is_running() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let status = self.process.take().expect("it ran").wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{status}");
+        true
     }
 
     /// Starts a second daemon with the same configuration, but for what `change`

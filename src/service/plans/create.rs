@@ -4,6 +4,7 @@ use super::power::StartGuest;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VolumeId};
+use crate::model::reason::Reason;
 use crate::model::vm::{Life, Vm};
 use crate::service::cell::Cell;
 use crate::service::domains;
@@ -200,8 +201,16 @@ impl Step for DefineDomain {
             .call(Lane::Read, move |host| host.get(id))
             .await?;
         // A domain under our id that is not ours was there before us.
-        if there.is_none_or(|domain| domain.metadata.is_none()) {
+        let Some(domain) = there.filter(|domain| domain.metadata.is_some()) else {
             return Ok(Undone::Nothing);
+        };
+        if domain.power.is_active() {
+            // It would be gone with its guest's end, and unknown until then.
+            return Err(Fault::new(
+                Reason::WrongState,
+                "something else on the host gave the VM power; its domain stays",
+            )
+            .with("domain", domains::domain_name(id)));
         }
         run.core
             .hypervisor
