@@ -7,5 +7,5 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-#[test]
-fn placeholder() {}
+
+mod tools;

@@ -26,8 +26,10 @@ mod libvirtd;
 mod reaper;
 
 mod ask;
+mod death;
 mod host;
 mod outage;
+mod stop;
 mod wire;
 
 use host::World;
@@ -59,7 +61,14 @@ const TESTS: &[Test] = tests![
     outage::libvirtd_is_killed_while_it_does_a_call,
     outage::libvirtd_is_killed_before_a_call_arrives,
     outage::libvirtd_is_killed_before_it_answers,
+    stop::a_stop_goes_on_with_the_time_that_is_left_after_a_restart,
+    stop::a_guest_is_asked_once_more_before_it_is_forced_after_a_restart,
+    stop::a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent,
     outage::a_libvirtd_that_comes_back_is_found_and_heard,
+    death::qemu_is_killed_while_it_starts,
+    death::qemu_is_killed_while_it_is_saved,
+    death::qemu_is_killed_while_it_is_asked_to_stop,
+    death::qemu_is_killed_while_its_root_is_replaced,
 ];
 
 fn main() -> ExitCode {
