@@ -7,5 +7,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-
+mod full;
+mod small;
 mod tools;
