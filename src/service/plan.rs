@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a step waits for libvirt to come back before it gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a step whose outcome was not known is tried in all.
 const TRIES: u32 = 3;
 

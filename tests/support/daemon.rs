@@ -29,6 +29,10 @@ pub struct Setup {
     pub more: String,
     /// Environment of the process, such as `FAILPOINTS`.
     pub environment: Vec<(String, String)>,
+    /// A command that becomes the daemon, such as one that changes what it sees.
+    pub launcher: Vec<String>,
+    /// Where the journal is, if not in its directory.
+    pub journal: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -38,6 +42,8 @@ impl Default for Setup {
             lines: Vec::new(),
             more: String::new(),
             environment: Vec::new(),
+            launcher: Vec::new(),
+            journal: None,
         }
     }
 }
@@ -59,13 +65,15 @@ impl Setup {
     }
 
     fn text(&self, home: &Path) -> String {
+        let own = home.join("journal.db");
+        let journal = self.journal.as_ref().unwrap_or(&own);
         let home = home.display();
         let uri = &self.uri;
         let sections = [
             ("node", "labels = { rack = \"7\" }".to_owned()),
             ("hypervisor", format!("uri = \"{uri}\"")),
             ("api", format!("socket = \"{home}/kvmlet.sock\"")),
-            ("journal", format!("path = \"{home}/journal.db\"")),
+            ("journal", format!("path = \"{}\"", journal.display())),
             (
                 "log",
                 "level = \"info,kvmlet=debug\"\ntarget = \"stderr\"".to_owned(),
@@ -190,7 +198,14 @@ impl Daemon {
             .open(self.log_path())
             .unwrap();
         #[allow(clippy::disallowed_methods)] // a test starts its own daemon
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kvmlet"));
+        let mut command = match self.setup.launcher.split_first() {
+            None => Command::new(env!("CARGO_BIN_EXE_kvmlet")),
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(env!("CARGO_BIN_EXE_kvmlet"));
+                command
+            }
+        };
         command
             .args(["serve", "--config"])
             .arg(self.config())

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long copying an image from one pool to another may take.
 const COPY: Duration = Duration::from_secs(3600);
+/// How long making a volume may take, which writes no data.
+const MAKE: Duration = Duration::from_secs(60);
 
 pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
     let mut plan = Plan::new();
@@ -133,9 +135,14 @@ impl Step for MakeVolume {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let (id, image, size) = (self.id, self.image, self.size);
+        let task = Task::new(
+            run.operation.cancel_flag(),
+            Some(Instant::now() + MAKE),
+            |_, _| (),
+        );
         run.core
             .pools
-            .call(&self.pool, move |pool, task| match image {
+            .call_task(&self.pool, Lane::Storage, MAKE, task, move |pool, task| match image {
                 Some(image) => pool.create_overlay(id, image, size, task).map(drop),
                 None => pool.create_empty(id, size, task).map(drop),
             })
