@@ -9,7 +9,7 @@ mod listen;
 use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::grpc;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
 use crate::service::core::Readiness;
 use crate::service::gate::Gate;
@@ -183,10 +183,15 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
         ledger,
         stopping,
     });
-    core.pools.prepare(&used_pools(&loaded)).await;
-    core.pools
-        .sweep_temporary(unfinished_imports(&loaded))
-        .await;
+    if loaded.rebuild == Some(Rebuild::Pending) {
+        // Which pools hold something, and what is unfinished in them, no record says.
+        core.pools.prepare_made().await;
+    } else {
+        core.pools.prepare(&used_pools(&loaded)).await;
+        core.pools
+            .sweep_temporary(unfinished_imports(&loaded))
+            .await;
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = %node,

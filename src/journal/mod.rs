@@ -23,7 +23,7 @@ mod writer;
 
 pub use batch::Batch;
 pub use error::JournalError;
-pub use read::{Loaded, OperationQuery};
+pub use read::{Loaded, OperationQuery, Rebuild};
 
 use crate::model::ids::{OperationId, RequestId};
 use crate::model::operation::Operation;

@@ -4,7 +4,9 @@
 //! `application_id` says that the file is ours, `user_version` how many
 //! migrations it has seen; both change in the migration's own transaction.
 
+use super::batch::{REBUILD, encode};
 use super::error::JournalError;
+use super::read::Rebuild;
 use rusqlite::{Connection, TransactionBehavior};
 use std::path::Path;
 use uuid::Uuid;
@@ -126,6 +128,11 @@ fn migrate(connection: &mut Connection, from: i64, to: i64) -> Result<(), Journa
             transaction.execute(
                 "INSERT INTO meta (name, value) VALUES ('epoch', ?1), ('revision', 0)",
                 [Uuid::new_v4().hyphenated().to_string()],
+            )?;
+            // Whether there was another one before, only the host can tell.
+            transaction.execute(
+                "INSERT INTO meta (name, value) VALUES (?1, ?2)",
+                [REBUILD, &encode(&Rebuild::Pending)],
             )?;
         }
         transaction.pragma_update(None, "user_version", version + 1)?;

@@ -301,6 +301,17 @@ impl Daemon {
         self.wait_until_serving().await;
     }
 
+    /// Starts it again and waits until it answers, which it does also while libvirt
+    /// is away.
+    pub async fn restart_away(&mut self) {
+        self.spawn();
+        until("the daemon to answer", PATIENCE, async || {
+            assert!(self.is_running(), "the daemon ended:\n{}", self.log());
+            self.api.serving("").await.ok()
+        })
+        .await;
+    }
+
     /// Asks it to stop (SIGTERM); it must end with 0. Returns how long it took.
     pub async fn stop(&mut self) -> Duration {
         let begin = Instant::now();
