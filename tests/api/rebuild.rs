@@ -14,20 +14,6 @@ use std::fs;
 use tonic::Code;
 use virt::connect::Connect;
 
-/// Removes every file of the journal of a daemon that does not run.
-fn lose_journal(daemon: &Daemon) {
-    let mut lost = 0;
-    for entry in fs::read_dir(daemon.home()).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if name.starts_with("journal.db") {
-            fs::remove_file(path).unwrap();
-            lost += 1;
-        }
-    }
-    assert!(lost > 0, "there was a journal");
-}
-
 /// What must be the same of a VM before and after: all but what is measured and
 /// what no one can know any more.
 fn lasting(vm: Vm) -> Vm {
@@ -147,7 +133,7 @@ async fn a_lost_journal_is_made_anew_from_the_host_and_no_guest_notices() {
     let (as_defined, files) = (domains(&host.connection), host.daemon.pool_files());
 
     host.daemon.stop().await;
-    lose_journal(&host.daemon);
+    host.daemon.lose_journal();
     host.daemon.restart().await;
 
     let api = host.api();
@@ -326,7 +312,7 @@ async fn what_is_not_certainly_a_record_is_told_and_left_alone() {
     connection.define_domain_xml(&xml).unwrap();
     let (as_defined, files) = (domains(connection), host.daemon.pool_files());
 
-    lose_journal(&host.daemon);
+    host.daemon.lose_journal();
     host.daemon.restart().await;
     let api = host.api();
     let known: Vec<String> = api.all_vms().await.into_iter().map(|vm| vm.id).collect();
@@ -384,7 +370,7 @@ async fn an_agent_killed_before_it_saw_the_host_rebuilds_at_its_next_start() {
     let mut host = Host::start().await;
     let (vm, _) = host.vm_in(Resting::Running).await;
     host.daemon.stop().await;
-    lose_journal(&host.daemon);
+    host.daemon.lose_journal();
     // It makes a new journal, and libvirt is away.
     let uri = host.libvirtd.uri();
     host.daemon.setup_mut().uri = uri.replace("libvirt-sock", "no-sock");
@@ -430,7 +416,7 @@ async fn what_is_in_a_pool_that_is_not_mounted_is_neither_missing_nor_made_anew(
     let before = lasting(api.vm(&vm).await.unwrap());
 
     host.daemon.stop().await;
-    lose_journal(&host.daemon);
+    host.daemon.lose_journal();
     let (pool, away) = (
         host.daemon.home().join("other"),
         host.daemon.home().join("away"),
@@ -509,7 +495,7 @@ async fn a_creation_that_was_cut_off_is_failed_and_can_be_asked_for_again() {
             xml.replace("\"life\":\"present\"", "\"life\":\"making\"")
         });
     }
-    lose_journal(&host.daemon);
+    host.daemon.lose_journal();
     host.daemon.restart().await;
     let api = host.api();
     // What has power was whole.

@@ -288,6 +288,26 @@ impl Daemon {
         files
     }
 
+    /// Removes every file of its journal; it must not run.
+    pub fn lose_journal(&self) {
+        assert!(self.process.is_none(), "the daemon has its journal open");
+        let mut lost = 0;
+        for entry in fs::read_dir(self.home.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("journal.db")
+            {
+                fs::remove_file(path).unwrap();
+                lost += 1;
+            }
+        }
+        assert!(lost > 0, "there was a journal");
+    }
+
     /// Kills it with no chance to say a word.
     pub fn kill9(&mut self) {
         let mut process = self.process.take().expect("it runs");
