@@ -54,6 +54,8 @@ pub enum StateReason {
     Deleted,
     /// Something else on the host gave it power.
     StartedOnHost,
+    /// The journal was lost, and with it what brought the VM here.
+    JournalLost,
 }
 
 /// What libvirt shows of a domain.
