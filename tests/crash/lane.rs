@@ -116,7 +116,7 @@ impl Lane {
             };
         }
         let policy =
-            |with: bool, forced: bool| with.then(|| if forced { force() } else { graceful() });
+            |with: bool, forced: bool| with.then(|| if forced { force() } else { asked() });
         // A guest that stands still hears nothing.
         let forced = self.state == Some(Resting::Paused) || self.random.random();
         use lifecycle::Ask as Row;
@@ -278,7 +278,7 @@ impl Lane {
         match ended.state() {
             OperationState::Succeeded if due == Decision::Go => self.arrive(&wish),
             OperationState::Succeeded => {}
-            OperationState::Cancelled if cancels => self.stay(&wish),
+            OperationState::Cancelled if cancels => self.stay(&wish).await,
             OperationState::Failed
                 if matches!(wish.row, lifecycle::Ask::Reboot | lifecycle::Ask::Reset)
                     && ended
@@ -330,14 +330,31 @@ impl Lane {
     }
 
     /// What was asked for was taken back.
-    fn stay(&mut self, wish: &Wish) {
+    async fn stay(&mut self, wish: &Wish) {
         if wish.row == lifecycle::Ask::CreateAgain {
             self.state = Some(Resting::Failed);
+        }
+        if wish.row == lifecycle::Ask::StopGraceful && self.see().await == Some(VmState::Stopped) {
+            // It had heard the signal, which nobody can take back.
+            self.state = Some(Resting::Stopped);
         }
     }
 
     /// Whether the VM is what it must be.
     async fn check(&mut self) -> Result<(), String> {
+        let found = self.see().await;
+        let due = self
+            .state
+            .map(|state| VmState::from_str_name(&format!("VM_STATE_{}", state.as_str())).unwrap());
+        if found == due {
+            Ok(())
+        } else {
+            Err(format!("the VM is {found:?}, and not {due:?}"))
+        }
+    }
+
+    /// The state that the VM is shown in.
+    async fn see(&mut self) -> Option<VmState> {
         let vm_id = self.vm_id.clone();
         let found = self
             .call(async |api| {
@@ -347,15 +364,7 @@ impl Lane {
                 api.vms().get_vm(request).await
             })
             .await;
-        let found = found.ok().map(|vm| vm.into_inner().state());
-        let due = self
-            .state
-            .map(|state| VmState::from_str_name(&format!("VM_STATE_{}", state.as_str())).unwrap());
-        if found == due {
-            Ok(())
-        } else {
-            Err(format!("the VM is {found:?}, and not {due:?}"))
-        }
+        found.ok().map(|vm| vm.into_inner().state())
     }
 
     async fn send(&mut self, ask: &Ask) -> Result<Operation, Status> {
@@ -403,6 +412,18 @@ impl Lane {
                 .expect("the daemon comes back")
                 .unwrap();
         }
+    }
+}
+
+/// Asks the guest, and cuts its power if it does not hear.
+fn asked() -> StopPolicy {
+    StopPolicy {
+        timeout: Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        on_timeout: OnTimeout::Force as i32,
+        ..graceful()
     }
 }
 
