@@ -422,10 +422,13 @@ impl Step for Save {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core
+        let answer = run
+            .core
             .hypervisor
-            .call(Lane::Memory, move |host| host.managed_save(id))
-            .await
+            .try_call(Lane::Memory, move |host| host.managed_save(id))
+            .await?;
+        let words = "the guest's memory could not be saved; most often libvirt has no room for it";
+        answer.map_err(|error| refused(&error, Reason::SaveFailed, words))
     }
 
     /// libvirt lets the guest go on if saving fails.
