@@ -7,6 +7,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clock;
 mod full;
 mod small;
 mod tools;
+mod waiters;

@@ -396,7 +396,15 @@ impl Step for Resume {
             .hypervisor
             .try_call(Lane::Control, move |host| host.resume(id))
             .await?;
-        answer.map_err(|error| refused(&error, Reason::ResumeFailed, "the guest did not go on"))
+        answer.map_err(|error| refused(&error, Reason::ResumeFailed, "the guest did not go on"))?;
+        // A disk that is still full stops it again at its next write.
+        if matches!(domain(run, &self.cell).await?.power, Power::Paused(_)) {
+            return Err(Fault::new(
+                Reason::ResumeFailed,
+                "the guest went on and was paused again at once",
+            ));
+        }
+        Ok(())
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
