@@ -10,7 +10,7 @@ use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::faultpoint;
 use crate::grpc;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
 use crate::service::core::Readiness;
 use crate::service::gate::Gate;
@@ -155,11 +155,24 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
         )
     })?;
     let (journal, loaded) = Journal::open(&config.journal.path).map_err(|error| {
-        let code = match error {
-            JournalError::Newer { .. } | JournalError::Foreign(_) => BAD_CONFIGURATION,
-            _ => 1,
-        };
-        refusal(code, chain(&error))
+        let path = config.journal.path.display();
+        match error {
+            // Trying again helps none of these.
+            JournalError::Newer { .. } | JournalError::Foreign(_) => {
+                refusal(BAD_CONFIGURATION, chain(&error))
+            }
+            JournalError::Corrupt(_) => refusal(
+                BAD_CONFIGURATION,
+                format!(
+                    "{error}\n\
+                     See what is wrong:  kvmlet journal check --path {path}\n\
+                     Put a backup in its place; or move {path}, {path}-wal and {path}-shm away:\n\
+                     the next start makes a new journal from the domains and pools of this host.\n\
+                     Guests are not touched by any of this."
+                ),
+            ),
+            error => refusal(1, chain(&error)),
+        }
     })?;
     listen::make_folder(&config.vms.console_dir).map_err(|error| refusal(1, error))?;
     let gate = Arc::new(Gate::default());
@@ -185,10 +198,15 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
         ledger,
         stopping,
     });
-    core.pools.prepare(&used_pools(&loaded)).await;
-    core.pools
-        .sweep_temporary(unfinished_imports(&loaded))
-        .await;
+    if loaded.rebuild == Some(Rebuild::Pending) {
+        // Which pools hold something, and what is unfinished in them, no record says.
+        core.pools.prepare_made().await;
+    } else {
+        core.pools.prepare(&used_pools(&loaded)).await;
+        core.pools
+            .sweep_temporary(unfinished_imports(&loaded))
+            .await;
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = %node,

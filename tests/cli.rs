@@ -42,7 +42,7 @@ impl From<Output> for Ended {
 }
 
 /// All commands, also those that only group others.
-const COMMANDS: [&[&str]; 40] = [
+const COMMANDS: [&[&str]; 43] = [
     &[],
     &["serve"],
     &["vm"],
@@ -82,6 +82,9 @@ const COMMANDS: [&[&str]; 40] = [
     &["node"],
     &["config"],
     &["config", "check"],
+    &["journal"],
+    &["journal", "check"],
+    &["journal", "export"],
     &["completions"],
 ];
 

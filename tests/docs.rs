@@ -166,6 +166,7 @@ fn every_resting_state_and_every_reason_of_one_is_told() {
         StateReason::CreateFailed,
         StateReason::Deleted,
         StateReason::StartedOnHost,
+        StateReason::JournalLost,
     ];
     let wanted: BTreeSet<String> = reasons
         .iter()
@@ -247,7 +248,12 @@ fn every_condition_of_the_node_is_in_the_runbook() {
         let kind = name.split('/').next().expect("a name has a first part");
         assert!(text.contains(&format!("\"{kind}")), "no condition {name}");
     }
-    for kind in ["LibvirtReady", "JournalWritable", "PoolReady"] {
+    for kind in [
+        "LibvirtReady",
+        "JournalWritable",
+        "JournalComplete",
+        "PoolReady",
+    ] {
         assert!(text.contains(&format!("\"{kind}")), "{kind} has gone");
     }
     assert_eq!(

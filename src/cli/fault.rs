@@ -16,7 +16,7 @@ use tonic_types::{ErrorDetails, RpcStatusExt, StatusExt};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
-    /// The operation ended FAILED or CANCELLED.
+    /// The operation ended FAILED or CANCELLED, or what was checked is not well.
     Failed = 1,
     /// Bad arguments, or bad input to the daemon.
     Usage = 2,
@@ -59,7 +59,7 @@ impl Exit {
 
     const fn meaning(self) -> &'static str {
         match self {
-            Self::Failed => "the operation failed or was cancelled",
+            Self::Failed => "the operation failed or was cancelled, or a check found problems",
             Self::Usage => "usage, or bad input",
             Self::NotFound => "no such VM, image, volume or operation",
             Self::Refused => "refused: by its state, by another operation, or not allowed",

@@ -2,7 +2,8 @@
 //! every control plane uses, and the answers into text or JSON.
 //!
 //! Invariant: it knows nothing that the API does not tell; it never looks at
-//! the host, the journal or libvirt. It doesn't decide what may be done to a
+//! the host or libvirt, and at the daemon's own files only where that is what is
+//! asked for (`config`, `journal`), to read them. It doesn't decide what may be done to a
 //! VM: the daemon refuses, and this says so in words and with an exit code.
 
 mod advice;
@@ -11,6 +12,7 @@ mod connect;
 mod console;
 mod fault;
 mod image;
+mod journal;
 mod json;
 mod node;
 mod operation;
@@ -115,6 +117,9 @@ enum Command {
     /// The daemon's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// The daemon's journal, as the file that it is
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  kvmlet completions bash > /etc/bash_completion.d/kvmlet")]
     Completions {
@@ -148,6 +153,7 @@ impl Cli {
         let done = match self.command {
             Command::Serve(args) => return serve(args),
             Command::Config(command) => config::run(&out, &command),
+            Command::Journal(command) => journal::run(&out, &command),
             Command::Completions { shell } => completions(&out, shell),
             command => ask(self.client.server, out, command),
         };
@@ -176,7 +182,10 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
             Command::Pool(command) => volume::run_pool(&session, &command).await,
             Command::Op(command) => operation::run(&session, command).await,
             Command::Node => node::show(&session).await,
-            Command::Serve(_) | Command::Config(_) | Command::Completions { .. } => {
+            Command::Serve(_)
+            | Command::Config(_)
+            | Command::Journal(_)
+            | Command::Completions { .. } => {
                 Err(Fault::internal("this command does not ask the daemon"))
             }
         }

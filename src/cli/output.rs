@@ -104,19 +104,16 @@ impl Output {
         }
     }
 
-    fn json(&self, value: &serde_json::Value) -> Result<(), Fault> {
+    /// Prints a JSON value, laid out for people.
+    pub(crate) fn json(&self, value: &serde_json::Value) -> Result<(), Fault> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| Fault::internal(format!("can't write JSON: {error}")))?;
-        let mut escaped = String::with_capacity(text.len());
-        for c in text.chars() {
-            // JSON escapes what is below a space; terminals obey more than that.
-            if c != '\n' && is_unseen(c) {
-                write!(escaped, "\\u{:04x}", u32::from(c)).expect("a String takes all");
-            } else {
-                escaped.push(c);
-            }
-        }
-        self.line(escaped)
+        self.line(harmless(&text))
+    }
+
+    /// Prints a JSON value on one line.
+    pub(crate) fn json_line(&self, value: &serde_json::Value) -> Result<(), Fault> {
+        self.line(harmless(&value.to_string()))
     }
 
     /// A time as people say it: `3m ago`, `in 6d`.
@@ -147,6 +144,20 @@ impl Output {
             .map(|text| format!("{text} ({})", self.relative(time)))
             .unwrap_or_default()
     }
+}
+
+/// JSON with everything escaped that a terminal would obey.
+fn harmless(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        // JSON escapes what is below a space; terminals obey more than that.
+        if c != '\n' && is_unseen(c) {
+            write!(escaped, "\\u{:04x}", u32::from(c)).expect("a String takes all");
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
 }
 
 fn span(seconds: u64) -> String {

@@ -1,5 +1,6 @@
 //! Changes that become durable together or not at all.
 
+use super::read::Rebuild;
 use crate::model::ids::{ImageId, OperationId, VmId};
 use crate::model::image::Image;
 use crate::model::operation::{Operation, OperationState};
@@ -31,7 +32,11 @@ enum Write {
     DeleteImage(ImageId),
     PutOperation(Box<OperationRow>),
     Revision(u64),
+    Rebuild(Option<String>),
 }
+
+/// The name under which a rebuild is kept beside epoch and revision.
+pub(super) const REBUILD: &str = "rebuild";
 
 #[derive(Debug)]
 struct OperationRow {
@@ -107,6 +112,11 @@ impl Batch {
         self.with(Write::Revision(revision))
     }
 
+    /// Records what became of the records that were missing; `None`: nothing was.
+    pub fn put_rebuild(self, rebuild: Option<&Rebuild>) -> Self {
+        self.with(Write::Rebuild(rebuild.map(encode)))
+    }
+
     /// Carries the changes out on `connection`, whose transaction is open.
     pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
         for write in &self.writes {
@@ -165,11 +175,17 @@ impl Write {
                 "UPDATE meta SET value = max(value, ?1) WHERE name = 'revision'",
                 params![i64::try_from(*revision).unwrap_or(i64::MAX)],
             ),
+            Self::Rebuild(Some(state)) => run(
+                "INSERT INTO meta (name, value) VALUES (?1, ?2)
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                params![REBUILD, state],
+            ),
+            Self::Rebuild(None) => run("DELETE FROM meta WHERE name = ?1", params![REBUILD]),
         }
     }
 }
 
-fn encode<T: Serialize>(record: &T) -> String {
+pub(super) fn encode<T: Serialize>(record: &T) -> String {
     serde_json::to_string(record).expect("records have only strings as keys of their maps")
 }
 

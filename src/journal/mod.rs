@@ -13,17 +13,22 @@
 //! It does not keep events or decide what is worth recording, and it knows no
 //! tokio: everything here blocks, except [`Journal::submit`].
 
+mod audit;
 mod batch;
 mod error;
+mod outside;
 mod read;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub use audit::{Audit, audit};
 pub use batch::Batch;
+use batch::REBUILD;
 pub use error::JournalError;
-pub use read::{Loaded, OperationQuery};
+pub use outside::export;
+pub use read::{Loaded, OperationQuery, Rebuild};
 
 use crate::model::ids::{OperationId, RequestId};
 use crate::model::operation::Operation;
@@ -68,16 +73,18 @@ impl Journal {
     /// # Errors
     /// `InUse` if another daemon has it open; `Newer` and `Foreign` for files
     /// that this program must not touch (they are left as they were);
-    /// `Corrupt` if a record can't be understood.
+    /// `Corrupt` if the file is damaged or a record can't be understood.
     pub fn open(path: &Path) -> Result<(Self, Loaded), JournalError> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
         }
         let lock = lock(path)?;
+        refuse_log_alone(path)?;
         make_file(path)?;
         let mut connection = connect(path)?;
         let version = schema::recognise(&connection, path)?;
         make_private(path)?;
+        read::quick_check(&connection)?;
         schema::prepare(&mut connection, version)?;
         let reader = connect(path)?;
         reader.pragma_update(None, "query_only", true)?;
@@ -244,6 +251,20 @@ fn make_file(path: &Path) -> Result<(), JournalError> {
         (Err(error), _) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         (Err(error), _) => Err(error.into()),
     }
+}
+
+/// Refuses a log whose file is gone: SQLite would remove the log, and with it what
+/// may be the only copy of the last records.
+fn refuse_log_alone(path: &Path) -> Result<(), JournalError> {
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
+    let log = sibling(path, "-wal");
+    if length(path) == 0 && length(&log) > 0 {
+        return Err(JournalError::Corrupt(format!(
+            "{} is there, and what it belongs to is not",
+            log.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Closes the file and what belongs to it to everyone but the owner. SQLite

@@ -1,14 +1,15 @@
 //! What is recorded, read back.
 
-use super::batch::{column, state_name};
+use super::batch::{REBUILD, column, state_name};
 use super::error::JournalError;
 use crate::model::ids::{ImageId, OperationId, RequestId, VmId};
 use crate::model::image::Image;
 use crate::model::operation::{Operation, OperationState};
 use crate::model::time::Timestamp;
 use crate::model::vm::Vm;
-use rusqlite::{Connection, ToSql, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, ToSql, params_from_iter};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// What a journal held when it was opened.
@@ -25,6 +26,27 @@ pub struct Loaded {
     pub images: Vec<Image>,
     /// The operations that have not ended, oldest first.
     pub live_operations: Vec<Operation>,
+    /// What became of the records that this journal did not have when it was
+    /// made; `None` when nothing was missing.
+    pub rebuild: Option<Rebuild>,
+}
+
+/// What becomes of the records that a journal did not have when it was made.
+///
+/// Kept in the journal itself, so that an agent that ends before the host was
+/// looked at finds it still to be done, and so that it is never done twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rebuild {
+    /// The journal is new, and what the host has of kvmlet's is not known yet.
+    Pending,
+    /// What the host had of kvmlet's was recorded anew.
+    Done {
+        /// When.
+        time: Timestamp,
+        /// The pools that could not be read then: their images are unknown.
+        unread_pools: Vec<String>,
+    },
 }
 
 /// Which operations to list. Every set field narrows the choice.
@@ -65,7 +87,17 @@ pub(super) fn load(connection: &Connection) -> Result<Loaded, JournalError> {
             "its epoch or revision is none".to_owned(),
         ));
     };
+    let rebuild: Option<String> = transaction
+        .query_row("SELECT value FROM meta WHERE name = ?1", [REBUILD], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    let rebuild = rebuild
+        .map(|text| serde_json::from_str(&text))
+        .transpose()
+        .map_err(|error| JournalError::Corrupt(format!("the state of its rebuild: {error}")))?;
     Ok(Loaded {
+        rebuild,
         epoch,
         revision,
         vms: records(
@@ -151,6 +183,17 @@ pub(super) fn integrity_check(connection: &Connection) -> Result<Vec<String>, Jo
     let mut problems = rows.collect::<Result<Vec<_>, _>>()?;
     problems.retain(|problem| problem != "ok");
     Ok(problems)
+}
+
+/// Fails with what is wrong with the file's pages, if anything is. Reads all of
+/// them, but compares no index with its table.
+pub(super) fn quick_check(connection: &Connection) -> Result<(), JournalError> {
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if found == "ok" {
+        Ok(())
+    } else {
+        Err(JournalError::Corrupt(found))
+    }
 }
 
 /// The records that a statement with the columns `id, record` finds.

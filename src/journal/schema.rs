@@ -4,20 +4,26 @@
 //! `application_id` says that the file is ours, `user_version` how many
 //! migrations it has seen; both change in the migration's own transaction.
 
+use super::batch::{REBUILD, encode};
 use super::error::JournalError;
+use super::read::Rebuild;
 use rusqlite::{Connection, TransactionBehavior};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use uuid::Uuid;
 
 /// "kvml", in the header of the file, where `file(1)` finds it too.
 const APPLICATION_ID: i64 = 0x6b76_6d6c;
 
+/// The statements that lead from one version to the next.
+pub(super) type Migration = &'static str;
+
 /// The statements that lead from version `index` to the next.
 ///
 /// Ids are hyphenated text and times microseconds, so that an administrator
 /// can read them with `sqlite3`. Columns beside `record` repeat what is
 /// searched for; the record alone is the truth.
-const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[Migration] = &["
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
         value ANY NOT NULL
@@ -100,7 +106,39 @@ pub(super) fn prepare(connection: &mut Connection, version: i64) -> Result<(), J
     connection.pragma_update(None, "synchronous", "FULL")?;
     // The log is cut back to this after a burst.
     connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
-    migrate(connection, version, newest())
+    migrate(connection, MIGRATIONS, version)
+}
+
+/// The names of what is missing, changed or added in a file of the given version.
+///
+/// # Errors
+/// What SQLite says.
+pub(super) fn differences(
+    connection: &Connection,
+    version: i64,
+) -> Result<Vec<String>, JournalError> {
+    let mut wanted = Connection::open_in_memory()?;
+    let known = usize::try_from(version)
+        .ok()
+        .and_then(|version| MIGRATIONS.get(..version))
+        .unwrap_or(MIGRATIONS);
+    migrate(&mut wanted, known, 0)?;
+    let (wanted, found) = (objects(&wanted)?, objects(connection)?);
+    let names: BTreeSet<&String> = wanted.keys().chain(found.keys()).collect();
+    let differs = |name: &&&String| wanted.get(**name) != found.get(**name);
+    Ok(names
+        .iter()
+        .filter(differs)
+        .map(|name| (*name).clone())
+        .collect())
+}
+
+/// Tables and indices, each with the statement that makes it.
+fn objects(connection: &Connection) -> Result<BTreeMap<String, String>, JournalError> {
+    let mut statement =
+        connection.prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Whether the file is empty or ours, and its version.
@@ -113,12 +151,22 @@ fn identify(connection: &Connection) -> Result<(bool, i64), JournalError> {
     Ok((empty || application == APPLICATION_ID, version))
 }
 
-fn migrate(connection: &mut Connection, from: i64, to: i64) -> Result<(), JournalError> {
-    for version in from..to {
-        let migration = usize::try_from(version)
-            .ok()
-            .and_then(|version| MIGRATIONS.get(version))
-            .ok_or_else(|| JournalError::Corrupt(format!("schema {version} never existed")))?;
+/// Takes a file from the version `from` through all `migrations` that it has not
+/// seen, each in a transaction of its own: one that fails or is cut off leaves the
+/// version before it.
+///
+/// # Errors
+/// `Corrupt` for a version that never existed; what SQLite says.
+pub(super) fn migrate(
+    connection: &mut Connection,
+    migrations: &[Migration],
+    from: i64,
+) -> Result<(), JournalError> {
+    let unseen = usize::try_from(from)
+        .ok()
+        .and_then(|from| migrations.get(from..))
+        .ok_or_else(|| JournalError::Corrupt(format!("schema {from} never existed")))?;
+    for (version, migration) in (from..).zip(unseen) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(migration)?;
         if version == 0 {
@@ -126,6 +174,11 @@ fn migrate(connection: &mut Connection, from: i64, to: i64) -> Result<(), Journa
             transaction.execute(
                 "INSERT INTO meta (name, value) VALUES ('epoch', ?1), ('revision', 0)",
                 [Uuid::new_v4().hyphenated().to_string()],
+            )?;
+            // Whether there was another one before, only the host can tell.
+            transaction.execute(
+                "INSERT INTO meta (name, value) VALUES (?1, ?2)",
+                [REBUILD, &encode(&Rebuild::Pending)],
             )?;
         }
         transaction.pragma_update(None, "user_version", version + 1)?;
@@ -155,7 +208,8 @@ mod tests {
         for version in 1..=newest() {
             let path = dir.path().join(format!("{version}.db"));
             let mut old = Connection::open(&path).unwrap();
-            migrate(&mut old, 0, version).unwrap();
+            let seen = usize::try_from(version).unwrap();
+            migrate(&mut old, &MIGRATIONS[..seen], 0).unwrap();
             let found = recognise(&old, &path).unwrap();
             assert_eq!(found, version);
             prepare(&mut old, found).unwrap();

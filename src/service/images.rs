@@ -138,6 +138,34 @@ impl Images {
     }
 }
 
+/// Takes in images that are in a pool and in no record, each with the operation
+/// that stands in for its import, and records them together with `batch`. Those
+/// that are known already are left as they are.
+///
+/// # Errors
+/// `JOURNAL_UNAVAILABLE`; then nothing has changed.
+pub async fn take_in(
+    core: &Core,
+    found: Vec<(Image, Operation)>,
+    batch: Batch,
+) -> Result<(), Fault> {
+    let _admission = core.images.admission.lock().await;
+    let unknown: Vec<(Image, Operation)> = found
+        .into_iter()
+        .filter(|(image, _)| core.images.get(image.id).is_err())
+        .collect();
+    let batch = unknown.iter().fold(batch, |batch, (image, operation)| {
+        batch.put_image(image).put_operation(operation)
+    });
+    core.ledger.commit(batch).await?;
+    let mut known = core.images.lock();
+    for (image, _) in unknown {
+        let current = None;
+        known.insert(image.id, Known { image, current });
+    }
+    Ok(())
+}
+
 /// Imports an image.
 ///
 /// # Errors

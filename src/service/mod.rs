@@ -25,6 +25,7 @@ pub mod plan;
 pub mod plans;
 pub mod pools;
 pub mod preview;
+pub mod rebuild;
 pub mod reconcile;
 pub mod sweeper;
 pub mod vms;

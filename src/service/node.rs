@@ -2,6 +2,7 @@
 
 use super::core::Core;
 use super::volumes::{PoolView, pools};
+use crate::journal::Rebuild;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::Hardware;
 use crate::model::nic::Attachment;
@@ -20,6 +21,8 @@ pub struct NodeIdentity {
     kernel: String,
     started: Timestamp,
     foreign: AtomicU32,
+    /// What became of the records that the journal did not have when it was made.
+    rebuild: Mutex<Option<Rebuild>>,
     /// When each condition last changed.
     conditions: Mutex<BTreeMap<String, (bool, Timestamp)>>,
 }
@@ -34,6 +37,7 @@ impl NodeIdentity {
             kernel: kernel.trim().to_owned(),
             started: now(),
             foreign: AtomicU32::new(0),
+            rebuild: Mutex::default(),
             conditions: Mutex::default(),
         }
     }
@@ -51,6 +55,20 @@ impl NodeIdentity {
     /// Notes how many domains on the host are not kvmlet's.
     pub fn set_foreign(&self, count: u32) {
         self.foreign.store(count, Ordering::Relaxed);
+    }
+
+    /// Notes what became of the records that the journal did not have.
+    pub fn set_rebuild(&self, rebuild: Option<Rebuild>) {
+        *self.rebuild.lock().unwrap_or_else(PoisonError::into_inner) = rebuild;
+    }
+
+    /// What became of the records that the journal did not have when it was made;
+    /// `None` if nothing was missing.
+    pub fn rebuild(&self) -> Option<Rebuild> {
+        self.rebuild
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn since(&self, kind: &str, status: bool) -> Timestamp {
@@ -289,6 +307,14 @@ fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
             trouble.map_or(String::new(), |fault| fault.message),
         ),
     ];
+    let lost = lost_records(core);
+    conditions.push(condition(
+        "JournalComplete".to_owned(),
+        lost.is_none(),
+        lost.as_ref().map_or("Complete", |(reason, _)| reason),
+        lost.as_ref()
+            .map_or(String::new(), |(_, message)| message.clone()),
+    ));
     for pool in pools {
         conditions.push(condition(
             format!("PoolReady/{}", pool.name),
@@ -298,4 +324,28 @@ fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
         ));
     }
     conditions
+}
+
+/// What a journal that was made anew does not know, as long as it would matter:
+/// one word, and in words.
+fn lost_records(core: &Core) -> Option<(&'static str, String)> {
+    match core.node.rebuild()? {
+        Rebuild::Pending => Some((
+            "New",
+            "the journal is new, and the host was not looked at yet".to_owned(),
+        )),
+        Rebuild::Done { unread_pools, .. } if !unread_pools.is_empty() => Some((
+            "PoolsUnread",
+            format!(
+                "the journal was lost and made anew from the host; which images these pools hold is not known yet: {}",
+                unread_pools.join(", ")
+            ),
+        )),
+        // By now those that are missing would have been forgotten anyway.
+        Rebuild::Done { time, .. } if now().since(time) > core.config.operations.keep => None,
+        Rebuild::Done { .. } => Some((
+            "Rebuilt",
+            "the journal was lost and made anew from the host: earlier operations and request ids, and the names and sources of images, are not known".to_owned(),
+        )),
+    }
 }

@@ -44,6 +44,8 @@ pub struct Measured {
 pub struct Pools {
     entries: Vec<PoolEntry>,
     gate: Arc<Gate>,
+    /// Whether it is known which pools hold something.
+    settled: AtomicBool,
 }
 
 impl Pools {
@@ -61,6 +63,7 @@ impl Pools {
         Self {
             entries: config.pools.iter().map(entry).collect(),
             gate,
+            settled: AtomicBool::new(true),
         }
     }
 
@@ -154,6 +157,17 @@ impl Pools {
             let used = used.contains(entry.pool.name());
             entry.used.store(used, Ordering::Relaxed);
         }
+        self.settled.store(true, Ordering::Relaxed);
+        self.look(true).await;
+    }
+
+    /// Prepares and measures the pools that were made before. The others are left
+    /// as they are, until [`Pools::prepare`] tells which of them hold something.
+    pub async fn prepare_made(&self) {
+        for entry in &self.entries {
+            entry.used.store(true, Ordering::Relaxed);
+        }
+        self.settled.store(false, Ordering::Relaxed);
         self.look(true).await;
     }
 
@@ -183,8 +197,9 @@ impl Pools {
     }
 
     async fn look(&self, first: bool) {
+        let settled = self.settled.load(Ordering::Relaxed);
         for entry in &self.entries {
-            let prepare = first || entry.measured().trouble.is_some();
+            let prepare = first || !settled || entry.measured().trouble.is_some();
             let used = entry.used.load(Ordering::Relaxed);
             let looked = self
                 .call(entry.pool.name(), move |pool, _| {
@@ -196,8 +211,13 @@ impl Pools {
                     }
                     pool.usage().map(Some)
                 })
-                .await
-                .and_then(|usage| usage.ok_or_else(|| not_mounted(entry.pool.name())));
+                .await;
+            if !settled && matches!(looked, Ok(None)) {
+                // Never used or not mounted: that is not known yet.
+                continue;
+            }
+            let looked =
+                looked.and_then(|usage| usage.ok_or_else(|| not_mounted(entry.pool.name())));
             let mut measured = entry
                 .measured
                 .lock()

@@ -13,8 +13,8 @@ use super::gate::Lane;
 use super::hypervisor::Observer;
 use super::operations::now;
 use super::vms::adopt;
-use super::{images, node, plans};
-use crate::journal::{Batch, Loaded};
+use super::{images, node, plans, rebuild};
+use crate::journal::{Batch, Loaded, Rebuild};
 use crate::libvirt::{DomainChange, DomainEvent, DomainState, IoErrorAction};
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VmId};
@@ -43,6 +43,7 @@ struct Unfinished {
 impl Reconciler {
     /// Will compare what the journal held with the host.
     pub fn new(core: Arc<Core>, loaded: Loaded) -> Self {
+        core.node.set_rebuild(loaded.rebuild);
         let unfinished = Unfinished {
             vms: loaded.vms,
             operations: loaded.live_operations,
@@ -103,6 +104,9 @@ impl Reconciler {
                 live,
             );
         }
+        if matches!(core.node.rebuild(), Some(Rebuild::Done { .. })) {
+            core.tasks.spawn(rebuild::read_pools_later(core.clone()));
+        }
         for (image, operation) in of_images {
             let live = core.operations.resume(operation);
             images::begin(core, image, live);
@@ -137,6 +141,12 @@ impl Reconciler {
             .into_iter()
             .map(|domain| (domain.id, domain))
             .collect();
+        if core.node.rebuild() == Some(Rebuild::Pending) {
+            rebuild::rebuild(core, &domains).await?;
+            if core.node.rebuild().is_some() {
+                core.tasks.spawn(rebuild::read_pools_later(core.clone()));
+            }
+        }
         let mut batch = Batch::new();
         let mut known = 0usize;
         for cell in core.vms.cells() {

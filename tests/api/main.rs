@@ -19,6 +19,7 @@ mod process;
 mod python;
 mod races;
 mod reads;
+mod rebuild;
 mod root;
 mod storm;
 mod table;

@@ -1,6 +1,6 @@
 //! A request of any kind, that can be sent again as it was.
 
-use crate::support::api::Api;
+use crate::support::api::{Api, id};
 use kvmlet::proto::v1::*;
 use tonic::{Response, Status};
 
@@ -26,6 +26,32 @@ pub enum Ask {
 }
 
 impl Ask {
+    /// The same as a request of its own.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        let mut anew = self.clone();
+        let request_id = id();
+        match &mut anew {
+            Self::Create(request) => request.request_id = request_id,
+            Self::Update(request) => request.request_id = request_id,
+            Self::Delete(request) => request.request_id = request_id,
+            Self::Recover(request) => request.request_id = request_id,
+            Self::Expunge(request) => request.request_id = request_id,
+            Self::Start(request) => request.request_id = request_id,
+            Self::Stop(request) => request.request_id = request_id,
+            Self::Reboot(request) => request.request_id = request_id,
+            Self::Reset(request) => request.request_id = request_id,
+            Self::Pause(request) => request.request_id = request_id,
+            Self::Resume(request) => request.request_id = request_id,
+            Self::Save(request) => request.request_id = request_id,
+            Self::Replace(request) => request.request_id = request_id,
+            Self::Revert(request) => request.request_id = request_id,
+            Self::Import(request) => request.request_id = request_id,
+            Self::DeleteImage(request) => request.request_id = request_id,
+        }
+        anew
+    }
+
     /// Sends it.
     pub async fn send(&self, api: &Api) -> Result<Response<Operation>, Status> {
         let (mut vms, mut images) = (api.vms(), api.images());

@@ -21,19 +21,27 @@ mod sector;
 mod reaper;
 
 mod ask;
+mod lane;
+mod marked;
 mod matrix;
 mod scenario;
+mod sequences;
 mod shape;
 mod stage;
 
 use libtest_mimic::{Arguments, Trial};
 use matrix::{Depth, Matrix, Tally};
 use scenario::Scenario;
+use sequences::Size;
 use stage::Stage;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+/// Random sequences on the simulated host, in so many parts at once.
+const SEQUENCES: usize = 10_000;
+const PARTS: usize = 2;
 
 /// What came of all matrices.
 type Total = Arc<Mutex<Tally>>;
@@ -45,6 +53,25 @@ fn main() -> ExitCode {
     reaper::start();
     let total = Total::default();
     let mut trials = Vec::new();
+    let seed = seed();
+    for part in 0..PARTS {
+        trials.push(Trial::test(
+            format!("sequences::simulated_{part}"),
+            move || {
+                let tally = Runtime::new().unwrap().block_on(async {
+                    let mut stage = Stage::simulated().await;
+                    let size = Size {
+                        sequences: SEQUENCES / PARTS,
+                        lanes: 16,
+                        kill_one_in: 2,
+                    };
+                    sequences::run(&mut stage, size, seed + part as u64).await
+                });
+                assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
+                Ok(())
+            },
+        ));
+    }
     for scenario in Scenario::ALL {
         let total = Arc::clone(&total);
         trials.push(Trial::test(format!("simulated::{scenario:?}"), move || {
@@ -56,12 +83,43 @@ fn main() -> ExitCode {
             Ok(())
         }));
     }
-    let known: Arc<Mutex<Option<PathBuf>>> = Arc::default();
+    let learnt = Arc::new(OnceLock::new());
+    for scenario in Scenario::ON_QEMU {
+        let (total, learnt) = (Arc::clone(&total), Arc::clone(&learnt));
+        trials.push(Trial::test(format!("qemu::{scenario:?}"), move || {
+            let runtime = Runtime::new().unwrap();
+            let known = learnt.get_or_init(|| runtime.block_on(learn()));
+            let tally = runtime.block_on(async {
+                let mut stage = Stage::qemu(Some(known.path())).await;
+                Matrix::run(&mut stage, *scenario, Depth::Representative).await
+            });
+            add(&total, &format!("{scenario:?}, QEMU"), tally);
+            Ok(())
+        }));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(known);
     let total = total.lock().unwrap();
     println!("{}", line("crash matrix", &total));
     conclusion.exit_code()
+}
+
+/// The seed of what is random: another one each time, unless it is given.
+fn seed() -> u64 {
+    match std::env::var("KVMLET_SEED") {
+        Ok(text) => text.parse().expect("KVMLET_SEED is a number"),
+        Err(_) => rand::random_range(0..1_000_000),
+    }
+}
+
+/// Has a libvirt driver look at QEMU once, which takes seconds, for all others.
+async fn learn() -> TempDir {
+    let stage = Stage::qemu(None).await;
+    let known = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(stage.known()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), known.path().join(file.file_name())).unwrap();
+    }
+    known
 }
 
 /// Tells of a matrix and adds it to all; fails if anything was wrong.

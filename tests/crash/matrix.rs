@@ -3,6 +3,7 @@
 //! The points are not listed anywhere: an undisturbed run traces them. So a step
 //! that is added is in the matrix from then on.
 
+use super::marked::can_be_cancelled;
 use super::scenario::{Prepared, Scenario};
 use super::shape::shape;
 use super::stage::Stage;
@@ -70,7 +71,9 @@ impl<'a> Matrix<'a> {
         for (point, nth) in occurrences(&points) {
             if matrix.counts(&point) {
                 let armed = vec![arm(&point, nth, "kill")];
-                matrix.killed(&format!("killed at {point}#{nth}"), armed).await;
+                matrix
+                    .killed(&format!("killed at {point}#{nth}"), armed)
+                    .await;
             }
         }
         let steps = matrix.steps(&points);
@@ -82,7 +85,7 @@ impl<'a> Matrix<'a> {
                 for place in ["before", "after"] {
                     matrix.uncertain(step, place, "unknown").await;
                     matrix.uncertain(step, place, "away").await;
-                    matrix.cancelled(step, place).await;
+                    matrix.cancelled(&steps, step, place).await;
                 }
             }
         }
@@ -127,8 +130,7 @@ impl<'a> Matrix<'a> {
     }
 
     fn counts(&self, point: &str) -> bool {
-        self.depth == Depth::Every
-            || !(point.ends_with(".before") || point.ends_with(".undo"))
+        self.depth == Depth::Every || !(point.ends_with(".before") || point.ends_with(".undo"))
     }
 
     /// What holds after every case.
@@ -163,10 +165,17 @@ impl<'a> Matrix<'a> {
             self.stage.daemon.restart().await;
         }
         let api = self.stage.api();
-        let again = prepared.ask.send(&api).await.map(tonic::Response::into_inner);
+        let again = prepared
+            .ask
+            .send(&api)
+            .await
+            .map(tonic::Response::into_inner);
         let again = again.map_err(|status| format!("a repeat is refused: {status:?}"))?;
         if answered.as_ref().is_some_and(|id| *id != again.id) {
-            return Err(format!("{answered:?} was answered, a repeat is {}", again.id));
+            return Err(format!(
+                "{answered:?} was answered, a repeat is {}",
+                again.id
+            ));
         }
         let operation = api.ended(&again.id).await;
         self.stage.arm(&[]);
@@ -191,12 +200,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Notes what came of a case, and removes what it was about.
-    async fn note(
-        &mut self,
-        what: &str,
-        prepared: &Prepared,
-        outcome: Result<Outcome, String>,
-    ) {
+    async fn note(&mut self, what: &str, prepared: &Prepared, outcome: Result<Outcome, String>) {
         self.tally.points += 1;
         let wrong = match &outcome {
             Err(wrong) => vec![wrong.clone()],
@@ -233,7 +237,11 @@ impl<'a> Matrix<'a> {
                 self.finished, outcome.after_shape
             )];
         }
-        let reason = operation.error.as_ref().map(Refusal::from).map(|r| r.reason);
+        let reason = operation
+            .error
+            .as_ref()
+            .map(Refusal::from)
+            .map(|r| r.reason);
         let repeatable = !matches!(self.scenario, Scenario::Reboot | Scenario::Reset);
         if reason.as_deref() == Some("OUTCOME_UNKNOWN") {
             self.tally.unknown += 1;
@@ -281,12 +289,11 @@ impl<'a> Matrix<'a> {
             .filter(|point| point.ends_with(".undo") || point.ends_with(".undone"))
             .collect();
         if points.is_empty() {
-            // Past its point of no return it only fails: the same words again are a
-            // new request then, and that is another test's matter.
-            self.tidy(&prepared).await;
+            self.gone_on(step, prepared, outcome).await;
             return;
         }
-        self.note(&format!("failed after {step}"), &prepared, outcome).await;
+        self.note(&format!("failed after {step}"), &prepared, outcome)
+            .await;
         for (point, nth) in occurrences(&points) {
             if self.counts(&point) {
                 let armed = vec![fails.clone(), arm(&point, nth, "kill")];
@@ -296,18 +303,37 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Past its point of no return it only fails, and goes on where it was when it
+    /// is asked for once more.
+    async fn gone_on(&mut self, step: &str, prepared: Prepared, failed: Result<Outcome, String>) {
+        let what = format!("failed after {step}, asked once more");
+        let once_more = Prepared {
+            ask: prepared.ask.anew(),
+            ..prepared
+        };
+        let outcome = match failed {
+            Ok(failed) if failed.operation.state() != OperationState::Failed => {
+                Err(format!("it ended {:?}", failed.operation.state()))
+            }
+            Ok(_) => self.case(&once_more, &[]).await,
+            Err(wrong) => Err(wrong),
+        };
+        self.note(&what, &once_more, outcome).await;
+    }
+
     /// Lets a step end without an answer, or find libvirt away, once.
     async fn uncertain(&mut self, step: &str, place: &str, how: &str) {
         let point = format!("{}.{step}.{place}", self.scenario.operation());
         let prepared = self.scenario.prepare(self.stage).await;
         let armed = vec![arm(&point, 0, how)];
         let outcome = self.case(&prepared, &armed).await;
-        self.note(&format!("{how} at {point}"), &prepared, outcome).await;
+        self.note(&format!("{how} at {point}"), &prepared, outcome)
+            .await;
     }
 
     /// Cancels it where it stands at a point: it is undone, or the cancellation is
     /// refused and it goes on.
-    async fn cancelled(&mut self, step: &str, place: &str) {
+    async fn cancelled(&mut self, steps: &[String], step: &str, place: &str) {
         let point = format!("{}.{step}.{place}", self.scenario.operation());
         let what = format!("cancelled at {point}");
         let prepared = self.scenario.prepare(self.stage).await;
@@ -340,9 +366,19 @@ impl<'a> Matrix<'a> {
             Err(_) => OperationState::Succeeded,
         };
         let refusal = cancelled.err().map(|status| Refusal::from(&status).reason);
-        let outcome = if operation.state() != wanted {
+        // A graceful stop passes it where the guest is off.
+        let can = match self.scenario {
+            Scenario::StopGracefully => place == "before",
+            scenario => can_be_cancelled(scenario, steps, step),
+        };
+        let outcome = if can != refusal.is_none() {
+            Err(format!("{refusal:?}, which the runbook says otherwise"))
+        } else if operation.state() != wanted {
             Err(format!("{refusal:?}, and it ended {:?}", operation.state()))
-        } else if refusal.as_ref().is_some_and(|reason| reason != "NOT_CANCELLABLE") {
+        } else if refusal
+            .as_ref()
+            .is_some_and(|reason| reason != "NOT_CANCELLABLE")
+        {
             Err(format!("refused with {refusal:?}"))
         } else {
             Ok(Outcome {
@@ -368,7 +404,11 @@ impl<'a> Matrix<'a> {
         let left: BTreeSet<&String> = world.vms.keys().collect();
         assert_eq!(left, BTreeSet::from([&self.stage.bystander]));
         // A copy in the other pool's cache would hide a step.
-        for (file, _) in world.files.iter().filter(|(file, _)| file.starts_with("other/images")) {
+        for (file, _) in world
+            .files
+            .iter()
+            .filter(|(file, _)| file.starts_with("other/images"))
+        {
             std::fs::remove_file(self.stage.daemon.home().join(file)).unwrap();
         }
     }

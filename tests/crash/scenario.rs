@@ -3,10 +3,10 @@
 
 use super::ask::Ask;
 use super::stage::{Host, Stage};
+use crate::support::PATIENCE;
 use crate::support::api::{force, graceful, id};
 use crate::support::libvirtd::Libvirtd;
 use crate::support::until;
-use crate::support::PATIENCE;
 use kvmlet::proto::v1::*;
 
 /// What is asked, of what.
@@ -81,6 +81,23 @@ impl Scenario {
         Self::ChangeHardware,
     ];
 
+    /// Those that touch files, memory or QEMU: what the simulated host can't show.
+    pub const ON_QEMU: &[Self] = &[
+        Self::ReplaceRoot,
+        Self::Create,
+        Self::RevertRoot,
+        Self::DeleteForGood,
+        Self::Delete,
+        Self::Expunge,
+        Self::Recover,
+        Self::Import,
+        Self::StartFromMemory,
+        Self::Save,
+        Self::Start,
+        Self::StopByForce,
+        Self::ChangeHardware,
+    ];
+
     /// The name of the operation in fault points.
     pub const fn operation(self) -> &'static str {
         match self {
@@ -100,6 +117,28 @@ impl Scenario {
             Self::Expunge => "expunge-vm",
             Self::Import => "import-image",
             Self::DeleteImage => "delete-image",
+        }
+    }
+
+    /// The name of its row in the runbook.
+    pub const fn row(self) -> &'static str {
+        match self {
+            Self::Create => "CreateVm",
+            Self::Start | Self::StartDiscardingMemory | Self::StartFromMemory => "StartVm",
+            Self::StopByForce | Self::StopGracefully | Self::StopDiscardingMemory => "StopVm",
+            Self::Reboot => "RebootVm",
+            Self::Reset => "ResetVm",
+            Self::Pause => "PauseVm",
+            Self::Resume => "ResumeVm",
+            Self::Save => "SaveVm",
+            Self::Describe | Self::ChangeHardware => "UpdateVm",
+            Self::ReplaceRoot | Self::ReplaceRootWithoutPower => "ReplaceRootVolume",
+            Self::RevertRoot => "RevertRootVolume",
+            Self::Delete | Self::DeleteForGood => "DeleteVm",
+            Self::Recover | Self::RecoverLost => "RecoverVm",
+            Self::Expunge => "ExpungeVm",
+            Self::Import => "ImportImage",
+            Self::DeleteImage => "DeleteImage",
         }
     }
 
@@ -161,7 +200,10 @@ impl Scenario {
         let vm_id = wanted.vm_id.clone();
         stage.succeeds(&Ask::Create(Box::new(wanted))).await;
         let before = stage.api().vm(&vm_id).await.unwrap();
-        let data = before.volumes.iter().find(|volume| volume.device_index == 1);
+        let data = before
+            .volumes
+            .iter()
+            .find(|volume| volume.device_index == 1);
         let data = data.expect("a data volume").id.clone();
         self.bring(stage, &vm_id).await;
         Prepared {
@@ -354,7 +396,11 @@ fn of_image(ask: Ask, image_id: String) -> Prepared {
 }
 
 fn update(vm_id: String, request_id: String, hardware: Option<Hardware>) -> Ask {
-    let path = if hardware.is_some() { "hardware" } else { "name" };
+    let path = if hardware.is_some() {
+        "hardware"
+    } else {
+        "name"
+    };
     Ask::Update(Box::new(UpdateVmRequest {
         request_id,
         vm: Some(Vm {

@@ -15,7 +15,12 @@ pub fn shape(world: &World, prepared: &Prepared) -> String {
         let image = world.images.get(id);
         let image = image.map(|image| (image.state(), image.virtual_size_bytes, &image.pool));
         let files = world.files.keys().filter(|file| file.contains(id.as_str()));
-        writeln!(text, "image {image:?}, files {:?}", files.collect::<Vec<_>>()).unwrap();
+        writeln!(
+            text,
+            "image {image:?}, files {:?}",
+            files.collect::<Vec<_>>()
+        )
+        .unwrap();
     }
     for (id, name) in &prepared.names {
         text = text.replace(id.as_str(), name);
@@ -72,7 +77,9 @@ fn without_ids(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
-        let word = rest.get(..36).filter(|word| uuid::Uuid::try_parse(word).is_ok());
+        let word = rest
+            .get(..36)
+            .filter(|word| uuid::Uuid::try_parse(word).is_ok());
         match word {
             Some(_) => {
                 out.push_str("<new>");

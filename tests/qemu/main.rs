@@ -30,6 +30,7 @@ mod libvirtd;
 mod network;
 mod power;
 mod reaper;
+mod rebuild;
 mod root;
 mod stop;
 
@@ -64,6 +65,7 @@ const TESTS: &[Test] = tests![
     change::a_wished_power_state_is_reached_from_every_other,
     devices::a_console_log_does_not_grow_without_bound,
     death::guests_outlive_the_agent_and_are_known_again,
+    rebuild::guests_do_not_notice_that_the_journal_is_lost,
     stop::a_deaf_guest_is_left_running_or_forced_as_the_policy_says,
     stop::a_busy_guest_is_asked_again,
     stop::a_guest_with_an_agent_is_stopped_and_rebooted_through_it,

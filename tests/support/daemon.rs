@@ -304,6 +304,26 @@ impl Daemon {
         files
     }
 
+    /// Removes every file of its journal; it must not run.
+    pub fn lose_journal(&self) {
+        assert!(self.process.is_none(), "the daemon has its journal open");
+        let mut lost = 0;
+        for entry in fs::read_dir(self.home.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("journal.db")
+            {
+                fs::remove_file(path).unwrap();
+                lost += 1;
+            }
+        }
+        assert!(lost > 0, "there was a journal");
+    }
+
     /// Kills it with no chance to say a word.
     pub fn kill9(&mut self) {
         let mut process = self.process.take().expect("it runs");
@@ -315,6 +335,17 @@ impl Daemon {
     pub async fn restart(&mut self) {
         self.spawn();
         self.wait_until_serving().await;
+    }
+
+    /// Starts it again and waits until it answers, which it does also while libvirt
+    /// is away.
+    pub async fn restart_away(&mut self) {
+        self.spawn();
+        until("the daemon to answer", PATIENCE, async || {
+            assert!(self.is_running(), "the daemon ended:\n{}", self.log());
+            self.api.serving("").await.ok()
+        })
+        .await;
     }
 
     /// Asks it to stop (SIGTERM); it must end with 0. Returns how long it took.
@@ -338,6 +369,16 @@ impl Daemon {
         })
         .await;
         self.process.take().expect("it ran").wait().unwrap()
+    }
+
+    /// Whether its process runs.
+    pub fn is_alive(&self) -> bool {
+        self.is_running()
+    }
+
+    /// Kills it and does not wait; [`Daemon::dies`] does.
+    pub fn signal_kill(&self) {
+        kill(self.pid(), Signal::SIGKILL).unwrap();
     }
 
     /// Waits until it was killed; false if it still runs after `patience`.

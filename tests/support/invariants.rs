@@ -88,7 +88,14 @@ pub fn violations_between(before: &World, after: &World, about: &[&str]) -> Vec<
         }
         let rests = |world: &World| {
             let vm = world.vms.get(id);
-            vm.map(|vm| (vm.state(), vm.state_reason(), vm.generation, vm.root_volume_id.clone()))
+            vm.map(|vm| {
+                (
+                    vm.state(),
+                    vm.state_reason(),
+                    vm.generation,
+                    vm.root_volume_id.clone(),
+                )
+            })
         };
         if rests(before) != rests(after) {
             found.push(format!(
@@ -157,32 +164,48 @@ fn states_are_libvirts(world: &World) -> Vec<String> {
             _ => false,
         };
         if !fits {
-            wrong.push(format!("{} is {:?}, and its domain {shown:?}", vm.id, vm.state()));
+            wrong.push(format!(
+                "{} is {:?}, and its domain {shown:?}",
+                vm.id,
+                vm.state()
+            ));
         }
     }
     wrong
 }
 
 fn domains_are_recorded(world: &World) -> Vec<String> {
-    let unknown = world.domains.iter().filter(|(id, domain)| {
-        domain.generation.is_some() && !world.vms.contains_key(id.as_str())
-    });
-    unknown.map(|(id, _)| format!("{id} has no record")).collect()
+    let unknown = world
+        .domains
+        .iter()
+        .filter(|(id, domain)| domain.generation.is_some() && !world.vms.contains_key(id.as_str()));
+    unknown
+        .map(|(id, _)| format!("{id} has no record"))
+        .collect()
 }
 
 fn domains_are_as_recorded(world: &World) -> Vec<String> {
     let mut wrong = Vec::new();
     for (id, domain) in &world.domains {
-        let Some(vm) = world.vms.get(id) else { continue };
+        let Some(vm) = world.vms.get(id) else {
+            continue;
+        };
         if domain.generation != Some(vm.generation) {
             wrong.push(format!(
                 "{id} has generation {}, its domain {:?}",
                 vm.generation, domain.generation
             ));
         }
-        let mut disks: Vec<_> = vm.volumes.iter().filter(|volume| is_attached(volume)).collect();
+        let mut disks: Vec<_> = vm
+            .volumes
+            .iter()
+            .filter(|volume| is_attached(volume))
+            .collect();
         disks.sort_by_key(|volume| volume.device_index);
-        let disks: Vec<_> = disks.iter().map(|volume| format!("{}.qcow2", volume.id)).collect();
+        let disks: Vec<_> = disks
+            .iter()
+            .map(|volume| format!("{}.qcow2", volume.id))
+            .collect();
         if disks != domain.disks {
             wrong.push(format!("{id} has {disks:?}, its domain {:?}", domain.disks));
         }
@@ -212,7 +235,9 @@ fn files_are_as_recorded(world: &World) -> Vec<String> {
         // Copies are a cache.
         allowed.extend([path("pool"), path("other")]);
     }
-    let missing = wanted.iter().filter(|(path, _)| !world.files.contains_key(*path));
+    let missing = wanted
+        .iter()
+        .filter(|(path, _)| !world.files.contains_key(*path));
     let missing = missing.map(|(path, what)| format!("{path} ({what}) is missing"));
     let left = world.files.keys().filter(|path| {
         // A data volume that was to stay is kept by design, and told by its name.

@@ -191,7 +191,10 @@ pub fn domains_below(root: &Path) -> BTreeMap<String, Domain> {
                     Some("shutoff") => Power::Off,
                     _ => Power::Paused,
                 };
-                (power, status.attribute("pid").unwrap_or_default().to_owned())
+                (
+                    power,
+                    status.attribute("pid").unwrap_or_default().to_owned(),
+                )
             }
         };
         let Ok(xml) = fs::read_to_string(&path) else {

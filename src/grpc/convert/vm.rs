@@ -106,6 +106,7 @@ const fn state_reason(reason: StateReason) -> wire::StateReason {
         StateReason::CreateFailed => wire::StateReason::CreateFailed,
         StateReason::Deleted => wire::StateReason::Deleted,
         StateReason::StartedOnHost => wire::StateReason::StartedOnHost,
+        StateReason::JournalLost => wire::StateReason::JournalLost,
     }
 }
 

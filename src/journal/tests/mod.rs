@@ -1,7 +1,9 @@
 //! The journal on real files: records, commits, refusals.
 
 mod crash;
+mod fixture;
 mod sample;
+mod torn;
 
 use super::{Batch, Journal, JournalError, OperationQuery, sibling};
 use crate::model::ids::{ImageId, OperationId, RequestId};
