@@ -52,7 +52,10 @@ async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
     }
     expunge_expired(core, tried).await;
     tidy(core, all);
-    if let Some(before) = proven_now().0.checked_sub(micros(core.config.operations.keep)) {
+    if let Some(before) = proven_now()
+        .0
+        .checked_sub(micros(core.config.operations.keep))
+    {
         // A repeat of an import is told by its operation.
         let keep = core
             .images

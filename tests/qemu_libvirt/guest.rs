@@ -63,11 +63,7 @@ impl BootSector {
         ];
         let presses = match self {
             Self::Button(presses) => presses,
-            Self::Idle
-            | Self::PowerOff
-            | Self::PowerOffLater
-            | Self::Chatter
-            | Self::Writer => 0,
+            Self::Idle | Self::PowerOff | Self::PowerOffLater | Self::Chatter | Self::Writer => 0,
         };
         let button = [
             0xfb, // sti: the timer ends each hlt

@@ -15,6 +15,7 @@ pub enum Ask {
     Pause,
     Resume,
     Save,
+    Discard,
     Reset,
     Reboot,
     Describe,
@@ -90,6 +91,14 @@ impl Ask {
                     ..Default::default()
                 };
                 vms.save_vm(request).await
+            }
+            Self::Discard => {
+                let request = StopVmRequest {
+                    vm_id,
+                    discard_saved_memory: true,
+                    ..Default::default()
+                };
+                vms.stop_vm(request).await
             }
             Self::Reset => {
                 let request = ResetVmRequest {

@@ -25,7 +25,9 @@ fn library() -> PathBuf {
     let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
     let mut lines = listed.lines();
     let found = lines.find(|line| line.ends_with("/libfaketimeMT.so.1"));
-    found.expect("libfaketime is installed (scripts/setup)").into()
+    found
+        .expect("libfaketime is installed (scripts/setup)")
+        .into()
 }
 
 impl Place {
@@ -33,15 +35,23 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         let environment = [
             ("LD_PRELOAD", library().display().to_string()),
-            ("FAKETIME_TIMESTAMP_FILE", Self::file(&folder).display().to_string()),
+            (
+                "FAKETIME_TIMESTAMP_FILE",
+                Self::file(&folder).display().to_string(),
+            ),
             ("FAKETIME_NO_CACHE", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
             ("DONT_FAKE_MONOTONIC", "1".to_owned()),
-            ("FAILPOINTS_FILE", folder.path().join("points").display().to_string()),
+            (
+                "FAILPOINTS_FILE",
+                folder.path().join("points").display().to_string(),
+            ),
         ];
         fs::write(Self::file(&folder), "+0").unwrap();
         let setup = Setup {
-            environment: environment.map(|(key, value)| (key.to_owned(), value)).into(),
+            environment: environment
+                .map(|(key, value)| (key.to_owned(), value))
+                .into(),
             ..Setup::default()
         };
         let daemon = Daemon::start(setup).await;
@@ -61,7 +71,10 @@ impl Place {
 
     /// Waits until the daemon has looked at its clock and seen that.
     async fn sees(&self, words: &str) {
-        until(words, PATIENCE, async || self.daemon.log().contains(words).then_some(())).await;
+        until(words, PATIENCE, async || {
+            self.daemon.log().contains(words).then_some(())
+        })
+        .await;
     }
 }
 
@@ -132,12 +145,18 @@ async fn timeouts_are_not_the_clocks_and_times_are() {
     let api = place.daemon.api();
     let image = place.daemon.image().await;
     let held = place.folder.path().join("held");
-    let point = format!("create-vm.define-domain.before=1*return(hold:{})\n", held.display());
+    let point = format!(
+        "create-vm.define-domain.before=1*return(hold:{})\n",
+        held.display()
+    );
     fs::write(place.folder.path().join("points"), point).unwrap();
     let wanted = small(&image);
     let answer = api.vms().create_vm(wanted.clone()).await.unwrap();
     let at_work = answer.into_inner();
-    until("the step to be held", PATIENCE, async || held.exists().then_some(())).await;
+    until("the step to be held", PATIENCE, async || {
+        held.exists().then_some(())
+    })
+    .await;
     for offset in ["+3650d", "-3650d"] {
         // It is set while someone waits.
         let wait = WaitOperationRequest {
@@ -154,7 +173,10 @@ async fn timeouts_are_not_the_clocks_and_times_are() {
         let told = waiting.await.unwrap().into_inner();
         assert_eq!(told.state(), OperationState::Running);
         let took = begin.elapsed();
-        assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(30), "{took:?}");
+        assert!(
+            took >= Duration::from_secs(2) && took < Duration::from_secs(30),
+            "{took:?}"
+        );
     }
     // It ends ten years before it began, and all is well.
     fs::remove_file(&held).unwrap();
@@ -173,7 +195,10 @@ async fn timeouts_are_not_the_clocks_and_times_are() {
     ids.dedup();
     assert_eq!(ids.len(), 3);
     let times = listed.iter().map(|o| o.create_time.unwrap().seconds);
-    assert!(times.is_sorted_by(|a, b| a >= b), "newest first, by the clock");
+    assert!(
+        times.is_sorted_by(|a, b| a >= b),
+        "newest first, by the clock"
+    );
     let created = api.vm(&again).await.unwrap().create_time.unwrap();
     assert!(begun.seconds - created.seconds > TEN_YEARS - 3600);
 }
@@ -183,10 +208,16 @@ async fn a_clock_set_back_over_a_restart_loses_nothing() {
     let mut place = Place::start().await;
     let image = place.daemon.image().await;
     let api = place.daemon.api();
-    let (kept, deleted) = (api.create(&image, Start::No).await, api.create(&image, Start::No).await);
+    let (kept, deleted) = (
+        api.create(&image, Start::No).await,
+        api.create(&image, Start::No).await,
+    );
     delete(&api, &deleted, 3600).await;
     let held = place.folder.path().join("held");
-    let point = format!("create-vm.make-volume.before=1*return(hold:{})\n", held.display());
+    let point = format!(
+        "create-vm.make-volume.before=1*return(hold:{})\n",
+        held.display()
+    );
     fs::write(place.folder.path().join("points"), point).unwrap();
     let wanted = CreateVmRequest {
         request_id: id(),
@@ -194,7 +225,10 @@ async fn a_clock_set_back_over_a_restart_loses_nothing() {
     };
     let answer = api.vms().create_vm(wanted.clone()).await.unwrap();
     let at_work = answer.into_inner().id;
-    until("the step to be held", PATIENCE, async || held.exists().then_some(())).await;
+    until("the step to be held", PATIENCE, async || {
+        held.exists().then_some(())
+    })
+    .await;
     place.daemon.kill9();
     fs::write(place.folder.path().join("points"), "").unwrap();
     place.set("-3650d");
@@ -207,10 +241,14 @@ async fn a_clock_set_back_over_a_restart_loses_nothing() {
     assert_eq!(api.state(&deleted).await, VmState::Deleted);
     // A simulated host's domains ended with it; the records have not.
     assert_eq!(api.state(&kept).await, VmState::Lost);
-    let refusal = refused(api.vms().create_vm(CreateVmRequest {
-        name: "other".to_owned(),
-        ..wanted
-    }).await);
+    let refusal = refused(
+        api.vms()
+            .create_vm(CreateVmRequest {
+                name: "other".to_owned(),
+                ..wanted
+            })
+            .await,
+    );
     assert_eq!(refusal.reason, "REQUEST_ID_REUSED");
 
     // And forward again, over another restart.
@@ -219,5 +257,10 @@ async fn a_clock_set_back_over_a_restart_loses_nothing() {
     place.daemon.restart().await;
     let api = place.daemon.api();
     assert_eq!(api.state(&deleted).await, VmState::Deleted);
-    assert!(api.all_operations().await.iter().any(|operation| operation.id == at_work));
+    assert!(
+        api.all_operations()
+            .await
+            .iter()
+            .any(|operation| operation.id == at_work)
+    );
 }

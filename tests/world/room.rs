@@ -17,7 +17,14 @@ use std::process::Command;
 fn inside(libvirtd: Pid, script: &str) {
     #[allow(clippy::disallowed_methods)] // a test mounts its own file system
     let done = Command::new("nsenter")
-        .args(["--mount", "--target", &libvirtd.to_string(), "sh", "-c", script])
+        .args([
+            "--mount",
+            "--target",
+            &libvirtd.to_string(),
+            "sh",
+            "-c",
+            script,
+        ])
         .status()
         .unwrap();
     assert!(done.success(), "{script}");
@@ -34,7 +41,10 @@ pub async fn a_guest_whose_memory_finds_no_room_goes_on(world: World) {
     let process = world.qemu(&guest.id);
     let libvirtd = world.libvirtd.pid();
     let folder = "/var/lib/libvirt/qemu/save";
-    inside(libvirtd, &format!("mkdir -p {folder} && mount -t tmpfs -o size=64k small {folder}"));
+    inside(
+        libvirtd,
+        &format!("mkdir -p {folder} && mount -t tmpfs -o size=64k small {folder}"),
+    );
     let answer = Ask::Save.send(&api, &guest.id, "").await.unwrap();
     let ended = api.ended(&answer.get_ref().id).await;
     assert_eq!(ended.state(), OperationState::Failed, "{ended:?}");
@@ -44,7 +54,9 @@ pub async fn a_guest_whose_memory_finds_no_room_goes_on(world: World) {
     assert_eq!(world.agrees(&guest.id).await, VmState::Running);
     assert_eq!(world.qemu(&guest.id), process);
     assert_eq!(guest.says(LINE), 1, "it has not noticed");
-    let left: Vec<_> = fs::read_dir(seen(libvirtd, Path::new(folder))).unwrap().collect();
+    let left: Vec<_> = fs::read_dir(seen(libvirtd, Path::new(folder)))
+        .unwrap()
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     inside(libvirtd, &format!("umount {folder}"));
     api.done(Ask::Save.send(&api, &guest.id, "").await).await;
@@ -56,13 +68,25 @@ pub async fn a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later(mut wo
     let libvirtd = world.libvirtd.pid();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    inside(libvirtd, &format!("mount -t tmpfs -o size=48m,mode=711 small {}", path.display()));
+    inside(
+        libvirtd,
+        &format!(
+            "mount -t tmpfs -o size=48m,mode=711 small {}",
+            path.display()
+        ),
+    );
     let setup = world.host.daemon.setup_mut();
     setup.more = format!(
         "[[pools]]\nname = \"small\"\nkind = \"qcow2\"\npath = \"{}/pool\"\n",
         path.display()
     );
-    let enter = ["nsenter", "--mount", "--target", &libvirtd.to_string(), "--"];
+    let enter = [
+        "nsenter",
+        "--mount",
+        "--target",
+        &libvirtd.to_string(),
+        "--",
+    ];
     setup.launcher = enter.map(str::to_owned).into();
     world.host.daemon.stop().await;
     world.host.daemon.restart().await;
@@ -83,7 +107,11 @@ pub async fn a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later(mut wo
     guest.start().await;
     guest.is(VmState::Paused, StateReason::NoSpace).await;
     let process = world.qemu(&guest.id);
-    let refusal = refused(api.vms().stop_vm(guest.stop_request(Some(graceful()))).await);
+    let refusal = refused(
+        api.vms()
+            .stop_vm(guest.stop_request(Some(graceful())))
+            .await,
+    );
     assert_eq!(refusal.reason, "WRONG_STATE");
     assert_eq!(refusal.metadata["instead"], "ResumeVm,StopVm");
     // Resumed without room, it is paused again.
@@ -96,7 +124,8 @@ pub async fn a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later(mut wo
     }
     guest.is(VmState::Paused, StateReason::NoSpace).await;
     fs::remove_file(seen.join("filler")).unwrap();
-    api.done(Ask::Resume.send(&api, &guest.id, &id()).await).await;
+    api.done(Ask::Resume.send(&api, &guest.id, &id()).await)
+        .await;
     guest.has_state(VmState::Running).await;
     assert_eq!(world.qemu(&guest.id), process);
     assert_eq!(guest.says(LINE), 1, "it has not noticed");

@@ -39,7 +39,10 @@ impl Held {
             operation,
         };
         let at = held.at();
-        until("the step to be held", PATIENCE, async || at.exists().then_some(())).await;
+        until("the step to be held", PATIENCE, async || {
+            at.exists().then_some(())
+        })
+        .await;
         held
     }
 
@@ -101,7 +104,10 @@ async fn a_thousand_who_wait_cost_no_thread() {
     );
     // Threads for calls that block come and go by themselves.
     assert!(most_threads <= threads + 8, "{threads} → {most_threads}");
-    assert!(most_memory <= memory + (64 << 10), "{memory} → {most_memory} KiB");
+    assert!(
+        most_memory <= memory + (64 << 10),
+        "{memory} → {most_memory} KiB"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +130,10 @@ async fn a_second_change_of_a_busy_vm_is_told_who_holds_it() {
         .collect();
     for call in begun {
         let refusal = refused(call.await.unwrap());
-        assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Aborted, "VM_BUSY"));
+        assert_eq!(
+            (refusal.code, refusal.reason.as_str()),
+            (Code::Aborted, "VM_BUSY")
+        );
         assert_eq!(refusal.metadata["operation_id"], held.operation.id);
         assert!(refusal.retry.is_some(), "{refusal:?}");
     }
