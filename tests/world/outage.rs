@@ -353,3 +353,38 @@ async fn ended_at_last(api: &Api, operation_id: &str) -> Operation {
     let answer = api.operations().wait_operation(request).await;
     answer.unwrap().into_inner()
 }
+
+/// It takes calls and answers none; then it goes on, or is killed.
+pub async fn a_libvirtd_that_hangs_is_away_until_it_answers(mut world: World) {
+    let api = world.api();
+    let bystander = Bystander::of(&world).await;
+    let guest = &bystander.guest;
+    let libvirtd = world.libvirtd.pid();
+    kill(libvirtd, Signal::SIGSTOP).unwrap();
+    guest
+        .is(VmState::Unknown, StateReason::HypervisorAway)
+        .await;
+    assert!(!api.serving("").await.unwrap());
+    kill(libvirtd, Signal::SIGCONT).unwrap();
+    world.host.daemon.wait_until_serving().await;
+    world
+        .libvirtd
+        .by_hand(&guest.id, |domain| domain.suspend().unwrap());
+    guest.has_state(VmState::Paused).await;
+    world
+        .libvirtd
+        .by_hand(&guest.id, |domain| domain.resume().unwrap());
+    bystander.has_not_noticed(&world).await;
+    assert_eq!(world.agrees(&guest.id).await, VmState::Running);
+
+    kill(world.libvirtd.pid(), Signal::SIGSTOP).unwrap();
+    guest
+        .is(VmState::Unknown, StateReason::HypervisorAway)
+        .await;
+    world.libvirtd.kill9();
+    world.libvirtd.restart();
+    let back = Instant::now();
+    world.host.daemon.wait_until_serving().await;
+    assert!(back.elapsed() < Duration::from_secs(3));
+    bystander.has_not_noticed(&world).await;
+}

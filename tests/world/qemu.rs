@@ -60,6 +60,7 @@ macro_rules! tests {
 const TESTS: &[Test] = tests![
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
     outage::libvirtd_is_killed_early_in_a_start,
+    outage::a_libvirtd_that_hangs_is_away_until_it_answers,
     outage::libvirtd_is_killed_while_a_call_hangs,
     outage::libvirtd_is_killed_while_it_does_a_call,
     outage::libvirtd_is_killed_before_a_call_arrives,
