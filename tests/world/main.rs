@@ -7,6 +7,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ask;
+mod cancel;
 mod clock;
 mod full;
 mod small;

@@ -124,6 +124,10 @@ impl StopGuest {
         let left = timeout.saturating_sub(asked.before);
         let until = asked.begun + left.max(resend.min(timeout));
         loop {
+            // Who cancels before a signal spares the guest that signal.
+            if let Some(why) = run.operation.cancelled() {
+                return Err(why);
+            }
             if let Some(used) = self.signal(run).await? {
                 asked.signals += 1;
                 asked.method = used;
