@@ -97,6 +97,11 @@ async fn disturbed(world: &mut World, vm_id: &str, row: &Row, cut: Cut) -> Opera
         api.vm(vm_id).await.unwrap_err();
         return ended;
     };
+    if ask == Ask::StopForce || ask == Ask::StopGently {
+        let outcome = ended.power_outcome.expect("it was stopped");
+        assert_eq!(outcome.forced, ask == Ask::StopForce, "{cut:?}: {ended:?}");
+        assert_eq!(outcome.signals_sent > 0, ask == Ask::StopGently, "{cut:?}");
+    }
     if ended.state() == OperationState::Succeeded {
         let state = world.agrees(vm_id).await;
         // A libvirt that died after it had cut the power, and before it had noted
