@@ -168,13 +168,26 @@ impl StopGuest {
         let left = timeout.saturating_sub(asked.before);
         let until = asked.begun + left.max(resend.min(timeout));
         loop {
-            if let Some(used) = self.signal(run).await? {
+            // Who cancels before a signal spares the guest that signal.
+            if let Some(why) = run.operation.cancelled() {
+                return Err(why);
+            }
+            let answer = self.signal(run).await;
+            let sent = match &answer {
+                Ok(Some(used)) => Some(*used),
+                Ok(None) => None,
+                // It may have heard this one, and may be ending because of it.
+                Err(fault) if fault.code() == Code::Unknown => Some(asked.method),
+                Err(_) => None,
+            };
+            if let Some(used) = sent {
                 asked.signals += 1;
                 asked.method = used;
                 asked.last = Some(now());
                 tell(run, asked.outcome(used));
                 self.keep(run).await;
             }
+            answer?;
             let again = (Instant::now() + resend).min(until);
             match self.wait(run, again, until).await? {
                 Waited::Off => {
