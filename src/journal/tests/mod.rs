@@ -137,6 +137,7 @@ fn all_that_waits_is_made_durable_by_one_commit() {
         .collect();
     assert_eq!(order, (0..100).collect::<Vec<_>>());
     assert_eq!(journal.commits() - before, 1);
+    assert_eq!(journal.batches(), 101);
     drop(journal);
     assert_eq!(open(&path).1.live_operations.len(), 100);
 }
