@@ -8,6 +8,7 @@ mod listen;
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
+use crate::faultpoint;
 use crate::grpc;
 use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
@@ -68,6 +69,7 @@ pub fn serve(args: ServeArgs) -> ExitCode {
 }
 
 fn prepare(args: ServeArgs) -> Result<(), Refusal> {
+    let _armed = faultpoint::arm();
     let (config, _scratch) = configuration(args)?;
     telemetry::start(&config.log).map_err(|error| refusal(1, chain(&error)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

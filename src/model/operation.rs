@@ -330,6 +330,28 @@ impl Intent {
 }
 
 impl OperationKind {
+    /// Whether it is for nothing but another power state.
+    pub const fn is_power(self) -> bool {
+        match self {
+            Self::StartVm
+            | Self::StopVm
+            | Self::RebootVm
+            | Self::ResetVm
+            | Self::PauseVm
+            | Self::ResumeVm
+            | Self::SaveVm => true,
+            Self::CreateVm
+            | Self::UpdateVm
+            | Self::DeleteVm
+            | Self::RecoverVm
+            | Self::ExpungeVm
+            | Self::ReplaceRootVolume
+            | Self::RevertRootVolume
+            | Self::ImportImage
+            | Self::DeleteImage => false,
+        }
+    }
+
     /// Its name in the log and in the names of fault points.
     pub const fn as_str(self) -> &'static str {
         match self {

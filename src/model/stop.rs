@@ -1,5 +1,6 @@
 //! How a guest is stopped, and how that went.
 
+use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -53,4 +54,7 @@ pub struct PowerOutcome {
     pub waited: Duration,
     /// Whether its power was cut, by request or after the timeout.
     pub forced: bool,
+    /// When it was last asked, to go on from there after a restart of the agent.
+    #[serde(default)]
+    pub last_signal: Option<Timestamp>,
 }

@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 /// The first connection to an embedded driver probes QEMU, for seconds.
 const OPEN_DEADLINE: Duration = Duration::from_secs(120);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LAST_BACKOFF: Duration = Duration::from_secs(2);
+/// Looking whether a socket is there costs nothing.
+const LAST_BACKOFF: Duration = Duration::from_secs(1);
 /// A save writes the guest's whole memory.
 const LONG_CALL: Duration = Duration::from_secs(3600);
 /// How often a standing connection is looked at, besides its own close event.
@@ -186,6 +187,10 @@ impl Hypervisor {
                         return;
                     }
                     tracing::warn!("the connection to libvirt is lost");
+                }
+                // It may be away for hours: that is told a few times, not each time.
+                Err(problem) if backoff == LAST_BACKOFF => {
+                    tracing::debug!(problem, retry_in = ?backoff, "libvirt can't be reached");
                 }
                 Err(problem) => {
                     tracing::warn!(problem, retry_in = ?backoff, "libvirt can't be reached");

@@ -51,9 +51,14 @@ impl Ledger {
                 Ok(())
             }
             Ok(Err(error)) => {
-                tracing::error!(error = chain(&error), "journal write failed");
                 let fault = from_journal(&error);
-                self.trouble.send_replace(Some(fault.clone()));
+                let former = self.trouble.send_replace(Some(fault.clone()));
+                // What waits to be written is tried each second: told once.
+                if former.as_ref() == Some(&fault) {
+                    tracing::debug!(error = chain(&error), "journal write failed again");
+                } else {
+                    tracing::error!(error = chain(&error), "journal write failed");
+                }
                 Err(fault)
             }
             Err(_) => Err(internal("the journal's writer has ended")),

@@ -6,6 +6,8 @@
 
 use super::fault::internal;
 use super::ledger::Ledger;
+use super::plan::injected;
+use crate::faultpoint;
 use crate::journal::Batch;
 pub use crate::journal::OperationQuery;
 use crate::model::fault::Fault;
@@ -121,6 +123,12 @@ impl LiveOperation {
     /// Set when it is asked to end early, for blocking calls.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         self.cancelled.clone()
+    }
+
+    /// Says that it has come to its end although it was asked to end early: what
+    /// it was for has happened, and can't be taken back.
+    pub fn outrun_cancellation(&self) {
+        *lock(&self.phase) = Phase::PastReturn;
     }
 
     /// Passes the point of no return.
@@ -290,10 +298,15 @@ impl Operations {
         operation: Operation,
         batch: Batch,
     ) -> Result<Arc<LiveOperation>, Fault> {
+        let kind = operation.intent.kind().as_str();
         let batch = batch.put_operation(&operation);
+        injected(faultpoint::reach(&format!("{kind}.begin.before")).await)?;
         let opened = self.open(operation);
         match self.ledger.commit(batch).await {
-            Ok(()) => Ok(opened),
+            Ok(()) => {
+                faultpoint::reach(&format!("{kind}.begin.after")).await;
+                Ok(opened)
+            }
             Err(fault) => {
                 self.close(opened.id());
                 Err(fault)
@@ -315,7 +328,10 @@ impl Operations {
         changes: Batch,
         publish: impl FnOnce(),
     ) -> Result<(), Fault> {
+        let kind = ended.intent.kind().as_str();
+        faultpoint::reach(&format!("{kind}.end.before")).await;
         self.ledger.commit(changes.put_operation(&ended)).await?;
+        faultpoint::reach(&format!("{kind}.end.after")).await;
         publish();
         live.change(|operation| *operation = ended);
         self.close(live.id());

@@ -23,6 +23,7 @@ use super::core::Core;
 use super::fault::chain;
 use super::hypervisor::Link;
 use super::operations::{LiveOperation, now};
+use crate::faultpoint::{self, Injected};
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::operation::{OperationState, RollbackState, StepRecord, StepState};
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a step waits for libvirt to come back before it gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a step whose outcome was not known is tried in all.
 const TRIES: u32 = 3;
 
@@ -126,7 +127,7 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
                 "the operation was being undone when the agent ended",
             )
         });
-        return undo(run, plan, plan.len(), fault).await;
+        return undo(run, plan, plan.len(), fault, true).await;
     }
     // How far a former run got is not known, so all of it is measured.
     let begun = |count| {
@@ -147,7 +148,7 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
             operation.cancelled()
         };
         if let Some(why) = early {
-            return undo(run, plan, begun(index), why).await;
+            return undo(run, plan, begun(index), why, false).await;
         }
         mark(run, index, StepState::Running);
         let cut_off = interrupted
@@ -167,20 +168,19 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
                     return Ended::Failed(fault);
                 }
                 let why = operation.cancelled().unwrap_or(fault);
-                return undo(run, plan, begun(index + 1), why).await;
+                return undo(run, plan, begun(index + 1), why, false).await;
             }
         }
     }
     // Whoever cancelled it until now was told that it would be undone.
     match operation.pass_point_of_no_return() {
         Ok(()) => Ended::Succeeded,
-        Err(why) => undo(run, plan, plan.len(), why).await,
+        Err(why) => undo(run, plan, plan.len(), why, false).await,
     }
 }
 
 /// Measures, acts, and where the outcome is not known, measures again.
 async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState, Fault> {
-    let kind = run.operation.get().intent.kind().as_str();
     if cut_off && !step.is_repeatable() {
         return Err(Fault::new(
             Reason::OutcomeUnknown,
@@ -188,22 +188,8 @@ async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState,
         ));
     }
     for last in (0..TRIES).map(|attempt| attempt + 1 == TRIES) {
-        fail_point(kind, step.name(), "before");
-        let outcome = match step.is_done(run).await {
-            Ok(true) => return Ok(StepState::Skipped),
-            Ok(false) => {
-                if !step.is_repeatable() {
-                    record(run).await?;
-                }
-                step.run(run).await
-            }
-            Err(fault) => Err(fault),
-        };
-        match outcome {
-            Ok(()) => {
-                fail_point(kind, step.name(), "after");
-                return Ok(StepState::Done);
-            }
+        match once(run, step).await {
+            Ok(state) => return Ok(state),
             Err(fault) => {
                 tracing::warn!(step = step.name(), error = chain(&fault), "step failed");
                 let again = match fault.code() {
@@ -221,6 +207,25 @@ async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState,
         Reason::OutcomeUnknown,
         "whether it was done is not known",
     ))
+}
+
+/// Measures, and acts if it is not done yet.
+async fn once(run: &Run, step: &dyn Step) -> Result<StepState, Fault> {
+    run.reach(&format!("{}.before", step.name())).await?;
+    if step.is_done(run).await? {
+        return Ok(StepState::Skipped);
+    }
+    if let Some(why) = run.operation.cancelled() {
+        // While it was measured: nothing has been done yet.
+        return Err(why);
+    }
+    if !step.is_repeatable() {
+        record(run).await?;
+        run.reach(&format!("{}.recorded", step.name())).await?;
+    }
+    step.run(run).await?;
+    run.reach(&format!("{}.after", step.name())).await?;
+    Ok(StepState::Done)
 }
 
 /// Waits for libvirt, for a while.
@@ -242,8 +247,10 @@ async fn record(run: &Run) -> Result<(), Fault> {
         .await
 }
 
-/// Undoes the first `count` steps, last first.
-async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
+/// Undoes the first `count` steps, last first. `begun`: a former run of the agent
+/// has begun to, so that finding nothing to undo does not mean that there was
+/// nothing.
+async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault, begun: bool) -> Ended {
     let operation = &run.operation;
     operation.change(|operation| {
         operation.rollback = RollbackState::RollingBack;
@@ -253,10 +260,9 @@ async fn undo(run: &Run, plan: &Plan, count: usize, why: Fault) -> Ended {
         // Undoing measures too: without the record, the next start undoes again.
         tracing::warn!(error = chain(&fault), "undoing without a record of it");
     }
-    let mut undone = false;
+    let mut undone = begun;
     let mut left = Vec::new();
     for (index, step) in plan.iter().enumerate().take(count).rev() {
-        fail_point(operation.get().intent.kind().as_str(), step.name(), "undo");
         let before = run.operation.get().steps.get(index).cloned();
         mark(run, index, StepState::Undoing);
         match undo_step(run, step.as_ref()).await {
@@ -319,7 +325,7 @@ fn done_before(run: &Run, plan: &Plan, index: usize) -> Vec<&'static str> {
 async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> {
     let mut tries = 0;
     loop {
-        let undone = step.undo(run).await;
+        let undone = undo_once(run, step).await;
         let Err(fault) = &undone else {
             return Some(undone);
         };
@@ -337,6 +343,14 @@ async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> 
             return None;
         }
     }
+}
+
+/// Undoes one step.
+async fn undo_once(run: &Run, step: &dyn Step) -> Result<Undone, Fault> {
+    run.reach(&format!("{}.undo", step.name())).await?;
+    let undone = step.undo(run).await?;
+    run.reach(&format!("{}.undone", step.name())).await?;
+    Ok(undone)
 }
 
 /// Waits for libvirt as long as it takes. False if the agent stops.
@@ -393,11 +407,27 @@ pub fn progress(run: &Run, whole: usize, part: f64) {
     });
 }
 
-/// A named point at which a test can stop the process. In a release build it
-/// is nothing.
-fn fail_point(operation: &str, step: &str, when: &str) {
-    #[cfg(feature = "failpoints")]
-    fail::eval(&format!("{operation}.{step}.{when}"), |_| ());
-    #[cfg(not(feature = "failpoints"))]
-    let _ = (operation, step, when);
+impl Run {
+    /// Reaches a fault point of this operation, such as `switch-root.defined`.
+    ///
+    /// # Errors
+    /// What a test has armed the point with.
+    pub async fn reach(&self, point: &str) -> Result<(), Fault> {
+        let kind = self.operation.get().intent.kind().as_str();
+        injected(faultpoint::reach(&format!("{kind}.{point}")).await)
+    }
+}
+
+/// The fault that a test has armed a point with.
+///
+/// # Errors
+/// That fault.
+pub fn injected(injected: Option<Injected>) -> Result<(), Fault> {
+    let (reason, words) = match injected {
+        None => return Ok(()),
+        Some(Injected::Fail) => (Reason::Internal, "a fault point"),
+        Some(Injected::Unknown) => (Reason::OutcomeUnknown, "a fault point"),
+        Some(Injected::Away) => (Reason::HypervisorAway, "a fault point"),
+    };
+    Err(Fault::new(reason, words))
 }

@@ -1,6 +1,7 @@
 //! Files that are there whole or not at all, also after the power fails.
 
 use super::error::StorageError;
+use crate::faultpoint;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -52,13 +53,17 @@ pub(crate) fn publish(file: TempPath, mode: u32, name: &Path) -> Result<(), Stor
     open.sync_all().map_err(failed)?;
     drop(open);
     file.persist_noclobber(name).map_err(|e| failed(e.error))?;
+    faultpoint::reach_blocking("pool.publish.named");
     sync_folder(name.parent().unwrap_or(Path::new("/")))
 }
 
 /// Removes a file durably; absent is success.
 pub(crate) fn remove(name: &Path) -> Result<(), StorageError> {
     match std::fs::remove_file(name) {
-        Ok(()) => sync_folder(name.parent().unwrap_or(Path::new("/"))),
+        Ok(()) => {
+            faultpoint::reach_blocking("pool.remove.removed");
+            sync_folder(name.parent().unwrap_or(Path::new("/")))
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(StorageError::io(format!("removing {}", name.display()), e)),
     }

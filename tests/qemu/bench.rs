@@ -189,7 +189,12 @@ impl Host {
 
     /// Starts one on a libvirt daemon.
     pub async fn on(libvirtd: &Libvirtd) -> Self {
-        let daemon = Daemon::start(Setup::on(libvirtd.uri())).await;
+        Self::with(Setup::on(libvirtd.uri())).await
+    }
+
+    /// Starts one on a libvirt daemon that the set-up names.
+    pub async fn with(setup: Setup) -> Self {
+        let daemon = Daemon::start(setup).await;
         pass_through(daemon.home());
         let root = tempfile::tempdir().unwrap();
         Self { daemon, root }

@@ -5,6 +5,7 @@
 //! directory of the test's: neither sees the other. That needs root.
 
 use super::support::PATIENCE;
+use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,11 @@ pub struct Libvirtd {
 impl Libvirtd {
     /// Starts one that knows already what another driver has learnt of QEMU.
     pub fn start(known: &Path) -> Self {
+        Self::start_with(Some(known))
+    }
+
+    /// Starts one, which looks at QEMU itself if it knows nothing of it.
+    pub fn start_with(known: Option<&Path>) -> Self {
         let home = tempfile::Builder::new()
             .prefix("kvmlet-l")
             .tempdir_in("/tmp")
@@ -39,7 +45,9 @@ impl Libvirtd {
         for (_, name) in PATHS {
             fs::create_dir(home.path().join(name)).unwrap();
         }
-        super::bench::copy_known(known, &home.path().join("cache/qemu/capabilities"));
+        if let Some(known) = known {
+            super::bench::copy_known(known, &home.path().join("cache/qemu/capabilities"));
+        }
         let conf = format!(
             "unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\n",
             home.path().display()
@@ -88,6 +96,27 @@ impl Libvirtd {
         }
     }
 
+    /// Has it look at QEMU, for others that start with what it knows.
+    pub fn learn(&self) {
+        let connection = Connect::open(Some(&self.uri())).unwrap();
+        connection.capabilities().unwrap();
+    }
+
+    /// Where it keeps what it has learnt of QEMU.
+    pub fn known(&self) -> PathBuf {
+        self.home.path().join("cache/qemu/capabilities")
+    }
+
+    /// Its process; of no use once it was killed.
+    pub fn pid(&self) -> Pid {
+        let process = self.process.as_ref().expect("it runs");
+        Pid::from_raw(i32::try_from(process.id()).unwrap())
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.home.path().join("libvirt-sock")
+    }
+
     /// Kills it; its domains go on.
     pub fn kill9(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -97,8 +126,7 @@ impl Libvirtd {
     }
 
     pub fn uri(&self) -> String {
-        let socket: PathBuf = self.home.path().join("libvirt-sock");
-        format!("qemu+unix:///system?socket={}", socket.display())
+        format!("qemu+unix:///system?socket={}", self.socket().display())
     }
 
     /// Does something to a domain, as an administrator would with virsh.

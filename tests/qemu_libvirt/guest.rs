@@ -20,6 +20,8 @@ pub(crate) enum BootSector {
     PowerOffLater,
     /// Writes its line again and again.
     Chatter,
+    /// Powers off when its power button was pressed so many times.
+    Button(u8),
 }
 
 impl BootSector {
@@ -57,11 +59,34 @@ impl BootSector {
             0xe2, 0xfd, // loop tick
             0xeb, 0xe7, // jmp again
         ];
+        let presses = match self {
+            Self::Button(presses) => presses,
+            Self::Idle | Self::PowerOff | Self::PowerOffLater | Self::Chatter => 0,
+        };
+        let button = [
+            0xfb, // sti: the timer ends each hlt
+            0xba, 0x02, 0x06, // mov dx, what is told of (PM1_EN)
+            0xb8, 0x00, 0x01, // mov ax, the power button
+            0xef, // out dx, ax
+            0xba, 0x00, 0x06, // mov dx, what has happened (PM1_STS)
+            0xef, // out dx, ax: seen
+            0xb9, presses, 0x00, // mov cx, presses
+            0xf4, // wait: hlt
+            0xed, // in ax, dx
+            0xf6, 0xc4, 0x01, // test ah, 1
+            0x74, 0xf9, // jz wait
+            0xb8, 0x00, 0x01, // mov ax, the power button
+            0xef, // out dx, ax: seen
+            0x49, // dec cx
+            0x75, 0xf2, // jnz wait
+        ];
+        let button = [&button[..], &POWER_OFF].concat();
         let (begin, end) = match self {
             Self::Idle => (&print[..], &[][..]),
             Self::PowerOff => (&print[..], &POWER_OFF[..]),
             Self::PowerOffLater => (&print_twice[..], &POWER_OFF[..]),
             Self::Chatter => (&print[..], &print_again[..]),
+            Self::Button(_) => (&print[..], &button[..]),
         };
         // again: hlt; jmp again
         let code: Vec<u8> = [begin, end, &[0xf4, 0xeb, 0xfd]].concat();

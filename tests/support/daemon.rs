@@ -9,6 +9,7 @@ use super::{PATIENCE, images, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -28,6 +29,10 @@ pub struct Setup {
     pub more: String,
     /// Environment of the process, such as `FAILPOINTS`.
     pub environment: Vec<(String, String)>,
+    /// A command that becomes the daemon, such as one that changes what it sees.
+    pub launcher: Vec<String>,
+    /// Where the journal is, if not in its directory.
+    pub journal: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -37,6 +42,8 @@ impl Default for Setup {
             lines: Vec::new(),
             more: String::new(),
             environment: Vec::new(),
+            launcher: Vec::new(),
+            journal: None,
         }
     }
 }
@@ -58,13 +65,15 @@ impl Setup {
     }
 
     fn text(&self, home: &Path) -> String {
+        let own = home.join("journal.db");
+        let journal = self.journal.as_ref().unwrap_or(&own);
         let home = home.display();
         let uri = &self.uri;
         let sections = [
             ("node", "labels = { rack = \"7\" }".to_owned()),
             ("hypervisor", format!("uri = \"{uri}\"")),
             ("api", format!("socket = \"{home}/kvmlet.sock\"")),
-            ("journal", format!("path = \"{home}/journal.db\"")),
+            ("journal", format!("path = \"{}\"", journal.display())),
             (
                 "log",
                 "level = \"info,kvmlet=debug\"\ntarget = \"stderr\"".to_owned(),
@@ -189,7 +198,14 @@ impl Daemon {
             .open(self.log_path())
             .unwrap();
         #[allow(clippy::disallowed_methods)] // a test starts its own daemon
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kvmlet"));
+        let mut command = match self.setup.launcher.split_first() {
+            None => Command::new(env!("CARGO_BIN_EXE_kvmlet")),
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(env!("CARGO_BIN_EXE_kvmlet"));
+                command
+            }
+        };
         command
             .args(["serve", "--config"])
             .arg(self.config())
@@ -353,6 +369,30 @@ impl Daemon {
         })
         .await;
         self.process.take().expect("it ran").wait().unwrap()
+    }
+
+    /// Whether its process runs.
+    pub fn is_alive(&self) -> bool {
+        self.is_running()
+    }
+
+    /// Kills it and does not wait; [`Daemon::dies`] does.
+    pub fn signal_kill(&self) {
+        kill(self.pid(), Signal::SIGKILL).unwrap();
+    }
+
+    /// Waits until it was killed; false if it still runs after `patience`.
+    pub async fn dies(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.is_running() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let status = self.process.take().expect("it ran").wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{status}");
+        true
     }
 
     /// Starts a second daemon with the same configuration, but for what `change`

@@ -9,8 +9,10 @@
 pub mod api;
 pub mod daemon;
 pub mod images;
+pub mod invariants;
 pub mod libvirtd;
 pub mod refusal;
+pub mod world;
 
 use std::time::{Duration, Instant};
 

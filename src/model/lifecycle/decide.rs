@@ -3,6 +3,7 @@
 use super::Resting;
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
+use crate::model::vm::Life;
 
 /// A request, as far as the table needs to know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -138,6 +139,8 @@ pub enum Instead {
     CreateAgainOrDelete,
     /// Send a stop policy, or stop it first.
     StopPolicy,
+    /// ExpungeVm: that has begun, and there is no way back.
+    Expunge,
     /// Nothing: it is not deleted.
     Nothing,
     /// Wait until libvirt is back.
@@ -156,6 +159,7 @@ impl Instead {
             Self::Delete => "refuse: Delete",
             Self::CreateAgainOrDelete => "refuse: Create again, or Delete",
             Self::StopPolicy => "refuse: stop policy",
+            Self::Expunge => "refuse: Expunge",
             Self::Nothing => "refuse",
             Self::Wait => "refuse: wait",
         }
@@ -172,6 +176,7 @@ impl Instead {
             Self::RecoverOrExpunge => "RecoverVm,ExpungeVm",
             Self::Delete => "DeleteVm",
             Self::CreateAgainOrDelete => "CreateVm,DeleteVm",
+            Self::Expunge => "ExpungeVm",
             Self::Nothing | Self::Wait => "",
         }
     }
@@ -189,6 +194,7 @@ impl Instead {
                 "create it again with the same id and spec (CreateVm), or delete it (DeleteVm)"
             }
             Self::StopPolicy => "say how to stop it (stop_policy), or stop it first (StopVm)",
+            Self::Expunge => "parts of it are gone for good; expunge the rest (ExpungeVm)",
             Self::Nothing => "there is nothing to be brought back",
             Self::Wait => "wait until libvirt is back",
         }
@@ -207,6 +213,7 @@ impl Instead {
             | Self::RecoverOrExpunge
             | Self::Delete
             | Self::CreateAgainOrDelete
+            | Self::Expunge
             | Self::Nothing => Reason::WrongState,
         };
         let fault = Fault::new(
@@ -224,6 +231,20 @@ impl Instead {
         } else {
             fault.with("instead", self.calls())
         }
+    }
+}
+
+/// Decides what `ask` comes to for a VM whose life has come to `life` and that
+/// rests in `state`. It is the table, but for a VM that is half expunged: that is
+/// shown DELETED, can't be brought back, and deleting it goes on with it.
+pub const fn decide_for(life: Life, state: Resting, ask: Ask) -> Decision {
+    match (life, ask) {
+        (Life::Expunging, Ask::Delete { .. }) => Decision::Go,
+        (Life::Expunging, Ask::Recover) => Decision::Refuse(Instead::Expunge),
+        (
+            Life::Making | Life::Present | Life::Failed | Life::Deleted { .. } | Life::Expunging,
+            _,
+        ) => decide(state, ask),
     }
 }
 

@@ -18,7 +18,7 @@
 mod decide;
 mod observe;
 
-pub use decide::{Ask, Decision, Instead, decide};
+pub use decide::{Ask, Decision, Instead, decide, decide_for};
 pub use observe::{Observed, OffCause, PauseCause, Seen, StateReason, observe};
 
 use super::vm::Life;

@@ -185,9 +185,17 @@ pub const fn observe(before: Seen, observed: Observed) -> Seen {
             OffCause::Shutdown => keep(before, Resting::Stopped, StateReason::GuestShutdown),
             OffCause::Destroyed => keep(before, Resting::Stopped, StateReason::Destroyed),
             OffCause::StartFailed => keep(before, Resting::Stopped, StateReason::StartFailed),
-            OffCause::Crashed => Seen {
-                resting: Resting::Crashed,
-                reason: StateReason::Crashed,
+            // An end that we brought about while libvirt was finding its domains
+            // again looks like a crash to it; it was told as what it was.
+            OffCause::Crashed => match before {
+                Seen {
+                    resting: Resting::Stopped,
+                    reason: StateReason::Operation,
+                } => before,
+                Seen { .. } => Seen {
+                    resting: Resting::Crashed,
+                    reason: StateReason::Crashed,
+                },
             },
         },
     }
@@ -259,6 +267,11 @@ mod tests {
                 Observed::Running => Resting::Running,
                 Observed::Paused(PauseCause::Starting) => before_last.resting,
                 Observed::Paused(_) => Resting::Paused,
+                Observed::Off(OffCause::Crashed)
+                    if before_last == (Seen { resting: Resting::Stopped, reason: StateReason::Operation }) =>
+                {
+                    Resting::Stopped
+                }
                 Observed::Off(OffCause::Crashed) => Resting::Crashed,
                 // libvirt has forgotten: a crash that was seen stays one.
                 Observed::Off(OffCause::Unknown) if before_last.resting == Resting::Crashed => Resting::Crashed,

@@ -4,6 +4,7 @@ use super::power::StartGuest;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VolumeId};
+use crate::model::reason::Reason;
 use crate::model::vm::{Life, Vm};
 use crate::service::cell::Cell;
 use crate::service::domains;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long copying an image from one pool to another may take.
 const COPY: Duration = Duration::from_secs(3600);
+/// How long making a volume may take, which writes no data.
+const MAKE: Duration = Duration::from_secs(60);
 
 pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
     let mut plan = Plan::new();
@@ -132,9 +135,14 @@ impl Step for MakeVolume {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let (id, image, size) = (self.id, self.image, self.size);
+        let task = Task::new(
+            run.operation.cancel_flag(),
+            Some(Instant::now() + MAKE),
+            |_, _| (),
+        );
         run.core
             .pools
-            .call(&self.pool, move |pool, task| match image {
+            .call_task(&self.pool, Lane::Storage, MAKE, task, move |pool, task| match image {
                 Some(image) => pool.create_overlay(id, image, size, task).map(drop),
                 None => pool.create_empty(id, size, task).map(drop),
             })
@@ -200,8 +208,16 @@ impl Step for DefineDomain {
             .call(Lane::Read, move |host| host.get(id))
             .await?;
         // A domain under our id that is not ours was there before us.
-        if there.is_none_or(|domain| domain.metadata.is_none()) {
+        let Some(domain) = there.filter(|domain| domain.metadata.is_some()) else {
             return Ok(Undone::Nothing);
+        };
+        if domain.power.is_active() {
+            // It would be gone with its guest's end, and unknown until then.
+            return Err(Fault::new(
+                Reason::WrongState,
+                "something else on the host gave the VM power; its domain stays",
+            )
+            .with("domain", domains::domain_name(id)));
         }
         run.core
             .hypervisor

@@ -44,6 +44,9 @@ pub(in super::super) fn import(
             fetched,
             made: made.clone(),
         }),
+        Box::new(DropSource {
+            image: image.clone(),
+        }),
     ]
 }
 
@@ -194,6 +197,7 @@ impl Step for ConvertImage {
             .commit(Batch::new().put_image(&recorded))
             .await?;
         run.core.images.set(&recorded);
+        run.reach("convert-image.recorded").await?;
         let entry = run.core.pools.named(&self.image.pool, "pool")?;
         let pool = entry.pool.clone();
         let task = leash(run, 1);
@@ -241,6 +245,36 @@ impl Step for ConvertImage {
                 })
             })
             .await
+    }
+}
+
+/// Removes the copy of the source, if a run that was cut off has left it.
+struct DropSource {
+    image: Image,
+}
+
+#[async_trait]
+impl Step for DropSource {
+    fn name(&self) -> &'static str {
+        "drop-source"
+    }
+
+    async fn is_done(&self, _: &Run) -> Result<bool, Fault> {
+        Ok(false)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.image.id;
+        run.core
+            .pools
+            .call(&self.image.pool, move |pool, _| {
+                source::discard(pool.scratch(), id)
+            })
+            .await
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
     }
 }
 

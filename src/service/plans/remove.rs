@@ -211,12 +211,16 @@ impl Step for BringBackDomain {
         }
     }
 
-    /// The domain may stay: it does no harm to a VM that is deleted or lost.
+    /// Of a VM that is deleted the domain may stay, marked. One that was lost had
+    /// none.
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        if has_domain(run, &self.cell).await? {
-            self.describe().undo(run).await
+        if !has_domain(run, &self.cell).await? {
+            return Ok(Undone::Nothing);
+        }
+        if self.before.life == Life::Present {
+            self.define().undo(run).await
         } else {
-            Ok(Undone::Nothing)
+            self.describe().undo(run).await
         }
     }
 }

@@ -99,6 +99,7 @@ impl SwitchRoot {
         if !define.is_done(run).await? {
             define.run(run).await?;
         }
+        run.reach("switch-root.defined").await?;
         self.cell.edit(|vm| {
             *vm = Vm {
                 seen: vm.seen,

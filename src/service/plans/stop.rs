@@ -4,16 +4,25 @@
 //! no button driver yet), so a graceful stop repeats it. The agent is asked
 //! where it is connected, else the ACPI power button is pressed; which of them
 //! is looked at anew for each signal.
+//!
+//! How far it has come is durable with each signal. A stop that was cut off, by an
+//! end of the agent or of libvirt, goes on with the time that is left. Across a
+//! restart only the host's clock tells how much that is, and clocks are set: so it
+//! is asked once more in any case, and given one interval to obey, before the time
+//! is said to be up.
 
 use super::power::{has_power, start_guest};
 use crate::libvirt::{ErrorKind, ShutdownMethod};
+use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
-use crate::model::reason::Reason;
+use crate::model::reason::{Code, Reason};
 use crate::model::stop::{OnTimeout, PowerMethod, PowerOutcome, StopPolicy};
+use crate::model::time::Timestamp;
 use crate::service::cell::{Cell, View};
 use crate::service::fault::{chain, from_libvirt};
 use crate::service::gate::Lane;
+use crate::service::operations::now;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -64,12 +73,7 @@ impl Step for StopGuest {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         match self.policy {
-            StopPolicy::Force => {
-                let begun = Instant::now();
-                self.cut_power(run).await?;
-                record(run, PowerMethod::Force, 0, begun.elapsed(), true);
-                Ok(())
-            }
+            StopPolicy::Force => self.cut_power(run, &Asked::default()).await,
             StopPolicy::Graceful {
                 timeout,
                 resend_interval,
@@ -88,12 +92,25 @@ impl Step for StopGuest {
 }
 
 impl StopGuest {
-    async fn cut_power(&self, run: &Run) -> Result<(), Fault> {
+    async fn cut_power(&self, run: &Run, asked: &Asked) -> Result<(), Fault> {
+        let before = run.operation.get().power_outcome;
+        // Told before it is known: if its outcome is not, and the guest is then
+        // found to be off, this was it.
+        tell(run, asked.outcome(PowerMethod::Force));
         let id = self.cell.id;
-        run.core
+        let cut = run
+            .core
             .hypervisor
             .call(Lane::PowerOff, move |host| host.destroy(id))
-            .await
+            .await;
+        match &cut {
+            Ok(()) => tell(run, asked.outcome(PowerMethod::Force)),
+            Err(fault) if fault.code() == Code::Unknown => {}
+            Err(_) => run
+                .operation
+                .change(|operation| operation.power_outcome = before),
+        }
+        cut
     }
 
     async fn ask(
@@ -103,15 +120,16 @@ impl StopGuest {
         resend: Duration,
         on_timeout: OnTimeout,
     ) -> Result<(), Fault> {
-        let begun = Instant::now();
-        let until = begun + timeout;
-        let mut signals = 0;
-        let mut method = PowerMethod::Acpi;
+        let mut asked = Asked::so_far(run.operation.get().power_outcome);
+        let left = timeout.saturating_sub(asked.before);
+        let until = asked.begun + left.max(resend.min(timeout));
         loop {
             if let Some(used) = self.signal(run).await? {
-                signals += 1;
-                method = used;
-                record(run, method, signals, begun.elapsed(), false);
+                asked.signals += 1;
+                asked.method = used;
+                asked.last = Some(now());
+                tell(run, asked.outcome(used));
+                self.keep(run).await;
             }
             let again = (Instant::now() + resend).min(until);
             match self.wait(run, again, until).await? {
@@ -120,7 +138,7 @@ impl StopGuest {
                         // It has stopped: there is nothing left to cancel.
                         drop(run.operation.pass_point_of_no_return());
                     }
-                    record(run, method, signals, begun.elapsed(), false);
+                    tell(run, asked.outcome(asked.method));
                     return Ok(());
                 }
                 Waited::AskAgain => {}
@@ -132,18 +150,26 @@ impl StopGuest {
                 if !self.undo_starts {
                     run.operation.pass_point_of_no_return()?;
                 }
-                self.cut_power(run).await?;
-                record(run, PowerMethod::Force, signals, begun.elapsed(), true);
-                Ok(())
+                self.cut_power(run, &asked).await
             }
             OnTimeout::Fail => Err(Fault::new(
                 Reason::GuestDidNotStop,
                 format!(
-                    "the guest was asked {signals} times in {} s and did not stop; it is left running",
-                    begun.elapsed().as_secs()
+                    "the guest was asked {} times in {} s and did not stop; it is left running",
+                    asked.signals,
+                    asked.waited().as_secs()
                 ),
             )
-            .with("signals_sent", signals)),
+            .with("signals_sent", asked.signals)),
+        }
+    }
+
+    /// Makes durable how often the guest was asked.
+    async fn keep(&self, run: &Run) {
+        let batch = Batch::new().put_operation(&run.operation.get());
+        if let Err(fault) = run.core.ledger.commit(batch).await {
+            // The guest was asked all the same; after a restart it is asked again.
+            tracing::warn!(error = chain(&fault), "a signal is not recorded");
         }
     }
 
@@ -208,13 +234,62 @@ fn is_on(view: &View) -> bool {
             .is_some_and(|vm| vm.seen.resting.has_power())
 }
 
-fn record(run: &Run, method: PowerMethod, signals_sent: u32, waited: Duration, forced: bool) {
-    run.operation.change(|operation| {
-        operation.power_outcome = Some(PowerOutcome {
+/// How often a guest was asked, and for how long, also by former runs.
+struct Asked {
+    signals: u32,
+    method: PowerMethod,
+    last: Option<Timestamp>,
+    /// What had passed when this run began.
+    before: Duration,
+    begun: Instant,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            signals: 0,
+            method: PowerMethod::Acpi,
+            last: None,
+            before: Duration::ZERO,
+            begun: Instant::now(),
+        }
+    }
+}
+
+impl Asked {
+    /// What a run that was cut off has left. Between its last signal and now the
+    /// host's clock counts; one that was set back adds nothing.
+    fn so_far(outcome: Option<PowerOutcome>) -> Self {
+        let Some(outcome) = outcome else {
+            return Self::default();
+        };
+        let since = outcome.last_signal.map(|last| now().since(last));
+        Self {
+            signals: outcome.signals_sent,
+            method: outcome.method,
+            last: outcome.last_signal,
+            before: outcome.waited.saturating_add(since.unwrap_or_default()),
+            begun: Instant::now(),
+        }
+    }
+
+    fn waited(&self) -> Duration {
+        self.before.saturating_add(self.begun.elapsed())
+    }
+
+    fn outcome(&self, method: PowerMethod) -> PowerOutcome {
+        PowerOutcome {
             method,
-            signals_sent,
-            waited,
-            forced,
-        });
-    });
+            signals_sent: self.signals,
+            waited: self.waited(),
+            forced: method == PowerMethod::Force,
+            last_signal: self.last,
+        }
+    }
+}
+
+/// Shows how it stands.
+fn tell(run: &Run, outcome: PowerOutcome) {
+    run.operation
+        .change(|operation| operation.power_outcome = Some(outcome));
 }

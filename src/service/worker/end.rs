@@ -139,7 +139,18 @@ impl Worker {
     /// what its volumes take.
     async fn describe_end(&self, vm: Vm, operation: &Operation, succeeded: bool) -> Vm {
         let mut vm = vm;
-        let reached = succeeded && leads_to(&operation.intent) == Some(vm.seen.resting);
+        let forced = operation
+            .power_outcome
+            .is_some_and(|outcome| outcome.forced);
+        if succeeded && forced && vm.seen.resting == Resting::Crashed {
+            // To a libvirt that was just finding its domains again, a QEMU that was
+            // killed has died.
+            vm.seen.resting = Resting::Stopped;
+        }
+        let there = leads_to(&operation.intent) == Some(vm.seen.resting);
+        // One that only gives or takes power begins elsewhere: that the VM is there
+        // is its doing, also if it could not be told that it succeeded.
+        let reached = there && (succeeded || operation.intent.kind().is_power());
         // What looks like somebody else's doing was the undoing.
         let undone = operation.rollback == RollbackState::Done
             && matches!(

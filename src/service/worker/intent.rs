@@ -8,7 +8,7 @@ use crate::model::reason::Reason;
 use crate::model::request::{PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
 use crate::model::time::Timestamp;
-use crate::model::vm::Vm;
+use crate::model::vm::{Life, Vm};
 use crate::service::{admission, sweeper};
 use std::time::Duration;
 
@@ -45,8 +45,9 @@ impl Worker {
                 retention,
             } => Intent::DeleteVm {
                 stop: stop_first(stop_policy)?,
-                // Of a VM that was never made there is nothing to keep.
-                retention: if resting == Resting::Failed {
+                // Of a VM that was never made there is nothing to keep; of one that
+                // is half gone, neither.
+                retention: if resting == Resting::Failed || vm.life == Life::Expunging {
                     Duration::ZERO
                 } else {
                     retention.unwrap_or(settings.retention)

@@ -22,6 +22,7 @@ use super::gate::Lane;
 use super::operations::{LiveOperation, now};
 use super::plan::Ended;
 use super::sweeper;
+use crate::faultpoint;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::operation::Operation;
@@ -243,6 +244,7 @@ impl Worker {
                 tracing::warn!(vm_id = %vm.id, volume_id = %id, error = chain(&fault), "a former root stays");
                 continue;
             }
+            faultpoint::reach("sweep.old-root.removed").await;
             tracing::info!(vm_id = %vm.id, volume_id = %id, "a former root has had its time");
             self.cell
                 .edit(|vm| vm.volumes.retain(|volume| volume.id != id));

@@ -3,7 +3,7 @@
 use super::{Answer, Asked, Worker};
 use crate::journal::Batch;
 use crate::model::fault::Fault;
-use crate::model::lifecycle::{Ask, Decision, Resting, decide};
+use crate::model::lifecycle::{Ask, Decision, Resting, decide_for};
 use crate::model::operation::{Intent, Operation, OperationKind, OperationResult, OperationState};
 use crate::model::reason::Reason;
 use crate::model::request::{CreateVm, PowerState, StopWish, VmRequest};
@@ -143,7 +143,7 @@ impl Worker {
             .resting()
             .ok_or_else(|| internal("a VM has no state"))?;
         let ask = ask(request, resting);
-        match decide(resting, ask) {
+        match decide_for(vm.life, resting, ask) {
             Decision::Refuse(instead) => Err(instead.fault(ask, resting)),
             Decision::Already => self.already(asked, request, resting, vm).await,
             Decision::Go => self.go(asked, request, resting, vm, overtakes).await,

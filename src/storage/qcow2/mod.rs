@@ -24,6 +24,7 @@ use super::{
     Backing, Entry, EntryKind, ImageFile, Pool, PoolUsage, VolumeFile, local_path, qemu_img,
     qemu_lock,
 };
+use crate::faultpoint;
 use crate::model::bytes::Bytes;
 use crate::model::ids::{ImageId, VolumeId};
 use crate::model::image::ImageFormat;
@@ -127,7 +128,9 @@ impl Qcow2Pool {
         }
         let file = temporary(&self.temporary, &format!("volume-{id}-"))?;
         let base = image.map(|image| format!("../{IMAGES}/{image}{SUFFIX}"));
+        faultpoint::reach_blocking("pool.create.begun");
         qemu_img::create(&file, size, base.as_deref(), task)?;
+        faultpoint::reach_blocking("pool.create.written");
         match publish(file, VOLUME_MODE, &self.volume_path(id)) {
             Err(e) if e.kind() != StorageErrorKind::Exists => return Err(e),
             // Somebody was faster, or we were: either way, look what is there.
@@ -270,8 +273,10 @@ impl Pool for Qcow2Pool {
         self.need(qemu_img::file_bound(size, source.data_size()), "the image")?;
         let file = temporary(&self.temporary, &format!("image-{id}-"))?;
         let data = source.data_size();
+        faultpoint::reach_blocking("pool.put-image.begun");
         qemu_img::convert(source.path(), source.format(), &file, size, data, task)?;
         verify(&file, size, task)?;
+        faultpoint::reach_blocking("pool.put-image.written");
         self.publish_image(id, file)
     }
 
@@ -310,6 +315,7 @@ impl Pool for Qcow2Pool {
             task.report(done, total);
         }
         verify(&file, size, task)?;
+        faultpoint::reach_blocking("pool.copy-image.written");
         self.publish_image(id, file)
     }
 

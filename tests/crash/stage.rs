@@ -1,0 +1,231 @@
+//! A host for one scenario after another: a daemon whose fault points can be
+//! armed, on a libvirt whose domains outlive it, with a guest that nothing is
+//! ever asked of.
+
+use super::ask::Ask;
+use super::sector::BootSector;
+use crate::support::api::{Api, force, id};
+use crate::support::daemon::{Daemon, Setup};
+use crate::support::libvirtd::Libvirtd;
+use crate::support::world::{Domain, World, domains_below, domains_of};
+use kvmlet::proto::v1::*;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+use virt::connect::Connect;
+
+/// Where libvirt keeps what it has learnt of QEMU, below its root.
+const KNOWN: &str = "cache/qemu/capabilities";
+
+/// A host for one scenario after another. Dropped in this order: the daemon must
+/// not see libvirt go.
+pub struct Stage {
+    pub daemon: Daemon,
+    pub host: Host,
+    /// Where points are armed and traced.
+    points: TempDir,
+    /// Images in the pool `default`.
+    pub images: [String; 2],
+    /// A VM that runs and that nothing is asked of.
+    pub bystander: String,
+}
+
+/// What plays the host.
+pub enum Host {
+    /// libvirt's test driver, in a process of its own. Its domains are there as
+    /// long as anyone is connected.
+    Simulated(Connect, Libvirtd),
+    /// Real QEMU, its driver in the daemon, its files below a root.
+    Qemu(TempDir),
+}
+
+impl Stage {
+    /// A simulated host.
+    pub async fn simulated() -> Self {
+        let libvirtd = Libvirtd::start();
+        let uri = libvirtd.uri();
+        Self::open(Host::Simulated(libvirtd.connect(), libvirtd), uri).await
+    }
+
+    /// A host with real QEMU. `known` is what another one has learnt of it.
+    pub async fn qemu(known: Option<&Path>) -> Self {
+        // Short: the paths of sockets below it end at 107 bytes.
+        let root = tempfile::Builder::new()
+            .prefix("kvmlet-c")
+            .tempdir_in("/tmp")
+            .unwrap();
+        pass_through(root.path());
+        if let Some(known) = known {
+            let to = root.path().join(KNOWN);
+            fs::create_dir_all(&to).unwrap();
+            for file in fs::read_dir(known).unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            }
+        }
+        let uri = format!("qemu:///embed?root={}", root.path().display());
+        Self::open(Host::Qemu(root), uri).await
+    }
+
+    async fn open(host: Host, uri: String) -> Self {
+        let points = tempfile::tempdir().unwrap();
+        let mut setup = Setup::on(uri);
+        for (name, file) in [("FAILPOINTS_FILE", "armed"), ("FAILPOINTS_TRACE", "trace")] {
+            let path = points.path().join(file).display().to_string();
+            setup.environment.push((name.to_owned(), path));
+        }
+        let daemon = Daemon::start(setup).await;
+        if let Host::Qemu(_) = host {
+            pass_through(daemon.home());
+        }
+        let mut stage = Self {
+            daemon,
+            host,
+            points,
+            images: Default::default(),
+            bystander: String::new(),
+        };
+        for index in 0..2 {
+            let source = stage.source();
+            stage.images[index] = stage.daemon.api().import(&source).await;
+        }
+        let wanted = CreateVmRequest {
+            start: true,
+            ..stage.small()
+        };
+        stage.bystander = wanted.vm_id.clone();
+        stage.succeeds(&Ask::Create(Box::new(wanted))).await;
+        stage
+    }
+
+    pub fn api(&self) -> Api {
+        self.daemon.api()
+    }
+
+    /// What its libvirt has learnt of QEMU.
+    pub fn known(&self) -> PathBuf {
+        match &self.host {
+            Host::Qemu(root) => root.path().join(KNOWN),
+            Host::Simulated(..) => unreachable!("it has no QEMU"),
+        }
+    }
+
+    /// The file of an image to import.
+    pub fn source(&self) -> PathBuf {
+        let name = format!("{}.qcow2", id());
+        match self.host {
+            Host::Simulated(..) => self.daemon.blank(&name, 1),
+            Host::Qemu(_) => {
+                let path = self.daemon.import_path(&name);
+                BootSector::Idle.write_disk(&path);
+                path
+            }
+        }
+    }
+
+    /// A request for a VM of the first image.
+    pub fn small(&self) -> CreateVmRequest {
+        CreateVmRequest {
+            vnc: Some(NewVnc { enabled: false }),
+            request_id: id(),
+            ..crate::support::api::small(&self.images[0])
+        }
+    }
+
+    /// The domains as libvirt has them.
+    pub fn domains(&self) -> BTreeMap<String, Domain> {
+        match &self.host {
+            Host::Simulated(connection, _) => domains_of(connection),
+            Host::Qemu(root) => domains_below(root.path()),
+        }
+    }
+
+    /// Everything at this moment.
+    pub async fn see(&self) -> World {
+        World::see(&self.daemon, self.domains()).await
+    }
+
+    /// Asks for something that must be done.
+    pub async fn succeeds(&self, ask: &Ask) -> Operation {
+        let api = self.api();
+        api.done(ask.send(&api).await).await
+    }
+
+    /// Arms points, and no others.
+    pub fn arm(&self, points: &[String]) {
+        fs::write(self.points.path().join("armed"), points.join("\n")).unwrap();
+    }
+
+    /// Where a point is held as long as the file is there.
+    pub fn hold(&self) -> PathBuf {
+        self.points.path().join("held")
+    }
+
+    /// Forgets which points were reached.
+    pub fn forget(&self) {
+        let _ = fs::remove_file(self.points.path().join("trace"));
+    }
+
+    /// The points that were reached since, in order.
+    pub fn trace(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.points.path().join("trace")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Removes a VM, whatever has become of it.
+    pub async fn remove(&self, vm_id: &str) {
+        let api = self.api();
+        let Ok(vm) = api.vm(vm_id).await else { return };
+        let ask = if vm.state() == VmState::Deleted {
+            Ask::Expunge(ExpungeVmRequest {
+                vm_id: vm.id,
+                ..Default::default()
+            })
+        } else {
+            Ask::Delete(DeleteVmRequest {
+                vm_id: vm.id,
+                stop_policy: Some(force()),
+                retention: Some(prost_types::Duration::default()),
+                ..Default::default()
+            })
+        };
+        self.succeeds(&ask).await;
+    }
+
+    /// Removes an image, whatever has become of it.
+    pub async fn remove_image(&self, image_id: &str) {
+        let api = self.api();
+        let image_id = image_id.to_owned();
+        let request = GetImageRequest {
+            image_id: image_id.clone(),
+        };
+        if api.images().get_image(request).await.is_ok() {
+            let ask = Ask::DeleteImage(DeleteImageRequest {
+                image_id,
+                ..Default::default()
+            });
+            self.succeeds(&ask).await;
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let Host::Qemu(root) = &self.host else { return };
+        // Its guests outlive it, which is what it is made for.
+        for domain in domains_below(root.path()).values() {
+            if let Ok(process) = domain.incarnation.parse() {
+                let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// QEMU runs as a user of its own and must get through.
+fn pass_through(folder: &Path) {
+    fs::set_permissions(folder, PermissionsExt::from_mode(0o711)).unwrap();
+}
