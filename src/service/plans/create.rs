@@ -142,10 +142,16 @@ impl Step for MakeVolume {
         );
         run.core
             .pools
-            .call_task(&self.pool, Lane::Storage, MAKE, task, move |pool, task| match image {
-                Some(image) => pool.create_overlay(id, image, size, task).map(drop),
-                None => pool.create_empty(id, size, task).map(drop),
-            })
+            .call_task(
+                &self.pool,
+                Lane::Storage,
+                MAKE,
+                task,
+                move |pool, task| match image {
+                    Some(image) => pool.create_overlay(id, image, size, task).map(drop),
+                    None => pool.create_empty(id, size, task).map(drop),
+                },
+            )
             .await
     }
 
