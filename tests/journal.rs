@@ -212,8 +212,10 @@ fn a_damaged_file_is_told_and_read_as_far_as_it_goes() {
     let whole = fs::read(&path).unwrap();
     let pages = whole.len() / 4096;
     // The head of each page is what says how to read it.
-    let mut told = 0;
-    for page in 1..pages {
+    let (mut told, mut tried) = (0, 0);
+    // The first ones are the roots of the tables and indices.
+    for page in (1..16).chain((16..pages).step_by(9)) {
+        tried += 1;
         let mut damaged = whole.clone();
         for byte in &mut damaged[page * 4096..page * 4096 + 16] {
             *byte ^= 0xff;
@@ -278,12 +280,8 @@ async fn a_journal_in_use_can_be_looked_at_and_the_daemon_does_not_notice() {
     });
     let mut looks = 0;
     while !load.is_finished() {
-        let looked = path.clone();
-        let (checked, exported) = tokio::task::spawn_blocking(move || {
-            (check(&looked), journal(&["journal", "export"], &looked))
-        })
-        .await
-        .unwrap();
+        let (checked, exported) =
+            tokio::task::block_in_place(|| (check(&path), journal(&["journal", "export"], &path)));
         assert_eq!(checked.code, Some(0), "{checked:?}");
         assert_eq!(exported.code, Some(0), "{exported:?}");
         looks += 1;
