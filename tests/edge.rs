@@ -274,11 +274,6 @@ async fn calls_of_later_versions_say_so() {
         .await
         .expect_err("not yet");
     is(&status, Code::Unimplemented, "NOT_YET");
-    let status = node
-        .list_orphans(wire::ListOrphansRequest::default())
-        .await
-        .expect_err("not yet");
-    is(&status, Code::Unimplemented, "NOT_YET");
     edge.stop().await;
 }
 

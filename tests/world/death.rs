@@ -34,7 +34,10 @@ pub async fn qemu_is_killed_while_it_starts(world: World) {
     let ended = api.ended(&begun.get_ref().id).await;
     assert_eq!(reason(&ended), "START_FAILED");
     let state = world.agrees(&guest.id).await;
-    assert!([VmState::Stopped, VmState::Crashed].contains(&state), "{state:?}");
+    assert!(
+        [VmState::Stopped, VmState::Crashed].contains(&state),
+        "{state:?}"
+    );
     guest.start().await;
     guest.has_said(LINE, 2).await;
     guest.remove().await;

@@ -84,10 +84,18 @@ impl Place {
 }
 
 fn ran_full(operation: &Operation, point: &str) {
-    assert_eq!(operation.state(), OperationState::Failed, "{point}: {operation:?}");
+    assert_eq!(
+        operation.state(),
+        OperationState::Failed,
+        "{point}: {operation:?}"
+    );
     assert_ne!(operation.rollback_state(), RollbackState::Failed, "{point}");
     let refusal = Refusal::from(operation.error.as_ref().unwrap());
-    assert_eq!(refusal.code, Code::ResourceExhausted, "{point}: {refusal:?}");
+    assert_eq!(
+        refusal.code,
+        Code::ResourceExhausted,
+        "{point}: {refusal:?}"
+    );
     assert_eq!(refusal.reason, "POOL_FULL", "{point}");
     assert!(refusal.message.contains("space"), "{refusal:?}");
 }
@@ -101,7 +109,10 @@ async fn a_pool_that_is_full_refuses_and_one_that_fills_up_undoes() {
     // Before: refused.
     place.small.fill(0);
     let refusal = refused(api.vms().create_vm(place.wanted()).await);
-    assert_eq!(refusal.brief(), (Code::ResourceExhausted, "POOL_FULL", vec![]));
+    assert_eq!(
+        refusal.brief(),
+        (Code::ResourceExhausted, "POOL_FULL", vec![])
+    );
     place.small.empty();
     assert_eq!(place.files(), none);
 
@@ -118,7 +129,8 @@ async fn a_pool_that_is_full_refuses_and_one_that_fills_up_undoes() {
         assert_eq!(api.state(&wanted.vm_id).await, VmState::Failed);
         let mut left = place.files();
         // A cache keeps what it has.
-        left.0.retain(|path| !path.to_string_lossy().contains(&place.image));
+        left.0
+            .retain(|path| !path.to_string_lossy().contains(&place.image));
         assert_eq!(left, none, "{point}");
         // The same request again, with room.
         api.done(api.vms().create_vm(wanted.clone()).await).await;
@@ -134,7 +146,11 @@ async fn a_pool_that_is_full_refuses_and_one_that_fills_up_undoes() {
     for point in ["pool.create.written", "create-vm.make-volume.after"] {
         let mut vms = api.vms();
         let ended = place.filled_at(point, vms.create_vm(place.wanted())).await;
-        assert_eq!(ended.state(), OperationState::Succeeded, "{point}: {ended:?}");
+        assert_eq!(
+            ended.state(),
+            OperationState::Succeeded,
+            "{point}: {ended:?}"
+        );
     }
 }
 
@@ -154,16 +170,22 @@ async fn a_replacement_that_finds_its_pool_full_leaves_the_old_root() {
     let refusal = refused(api.vms().replace_root_volume(replace()).await);
     assert_eq!(refusal.reason, "POOL_FULL");
     place.small.empty();
-    for point in ["replace-root-volume.make-volume.before", "pool.create.begun"] {
+    for point in [
+        "replace-root-volume.make-volume.before",
+        "pool.create.begun",
+    ] {
         let mut vms = api.vms();
-        let ended = place.filled_at(point, vms.replace_root_volume(replace())).await;
+        let ended = place
+            .filled_at(point, vms.replace_root_volume(replace()))
+            .await;
         ran_full(&ended, point);
         assert_eq!(place.files(), files, "{point}");
         let vm = api.vm(&wanted.vm_id).await.unwrap();
         assert_eq!(vm.root_volume_id, before.root_volume_id);
         assert_eq!(vm.volumes.len(), 1, "{vm:?}");
     }
-    api.done(api.vms().replace_root_volume(replace()).await).await;
+    api.done(api.vms().replace_root_volume(replace()).await)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +195,11 @@ async fn an_import_that_finds_its_pool_full_leaves_nothing() {
     let files = place.small.files("pool");
     let import = || ImportImageRequest {
         image_id: id(),
-        source: place.daemon.blank(&format!("{}.qcow2", id()), 1).display().to_string(),
+        source: place
+            .daemon
+            .blank(&format!("{}.qcow2", id()), 1)
+            .display()
+            .to_string(),
         format: ImageFormat::Qcow2 as i32,
         pool: "small".to_owned(),
         ..Default::default()
@@ -185,10 +211,13 @@ async fn an_import_that_finds_its_pool_full_leaves_nothing() {
     ] {
         let request = import();
         let mut images = api.images();
-        let ended = place.filled_at(point, images.import_image(request.clone())).await;
+        let ended = place
+            .filled_at(point, images.import_image(request.clone()))
+            .await;
         ran_full(&ended, point);
         assert_eq!(place.small.files("pool"), files, "{point}");
-        api.done(api.images().import_image(request.clone()).await).await;
+        api.done(api.images().import_image(request.clone()).await)
+            .await;
         let delete = DeleteImageRequest {
             image_id: request.image_id,
             ..Default::default()
@@ -214,7 +243,10 @@ async fn with_journal(small: &Small) -> Daemon {
 
 async fn writable(api: &Api) -> bool {
     let node = api.node().await;
-    let condition = node.conditions.iter().find(|c| c.r#type == "JournalWritable");
+    let condition = node
+        .conditions
+        .iter()
+        .find(|c| c.r#type == "JournalWritable");
     condition.unwrap().status
 }
 
@@ -239,7 +271,10 @@ async fn a_full_journal_gives_no_false_answer_and_works_again_by_itself() {
     let wanted = crate::support::api::small(&image);
     let answer = api.vms().create_vm(wanted.clone()).await;
     let at_work = answer.unwrap().into_inner();
-    until("the step to be held", PATIENCE, async || held.exists().then_some(())).await;
+    until("the step to be held", PATIENCE, async || {
+        held.exists().then_some(())
+    })
+    .await;
     small.fill(0);
     // What is in the journal's log already is written over: so until it is full.
     let request_id = id();
@@ -253,7 +288,10 @@ async fn a_full_journal_gives_no_false_answer_and_works_again_by_itself() {
         answer.err().map(|status| Refusal::from(&status))
     })
     .await;
-    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "JOURNAL_UNAVAILABLE"));
+    assert_eq!(
+        (refusal.code, refusal.reason.as_str()),
+        (Code::Unavailable, "JOURNAL_UNAVAILABLE")
+    );
     assert_eq!(refusal.metadata["problem"], "full");
     assert!(refusal.retry.is_some());
     let refusal = refused(api.vms().start_vm(start(&request_id)).await);
@@ -280,7 +318,10 @@ async fn a_full_journal_gives_no_false_answer_and_works_again_by_itself() {
     small.empty();
     let ended = api.ended(&at_work.id).await;
     assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
-    until("the condition", PATIENCE, async || writable(&api).await.then_some(())).await;
+    until("the condition", PATIENCE, async || {
+        writable(&api).await.then_some(())
+    })
+    .await;
     // The same id is free for the same request: it was never taken.
     api.done(api.vms().start_vm(start(&request_id)).await).await;
     assert_eq!(api.state(&vm).await, VmState::Running);

@@ -39,10 +39,9 @@ impl World {
         let wire = Wire::to(libvirtd.socket());
         let mut setup = Setup::on(wire.uri());
         let points = wire.folder().join("points");
-        setup.environment.push((
-            "FAILPOINTS_FILE".to_owned(),
-            points.display().to_string(),
-        ));
+        setup
+            .environment
+            .push(("FAILPOINTS_FILE".to_owned(), points.display().to_string()));
         let host = bench::Host::with(change(setup)).await;
         let deaf = image(&host, BootSector::Idle).await;
         let obedient = image(&host, BootSector::Button(1)).await;

@@ -170,7 +170,13 @@ pub async fn libvirtd_is_killed_early_in_a_start(mut world: World) {
     let guest = world.guest(&world.deaf).await;
     guest.force_off().await;
     let row = (Ask::Start, calls::CREATE, Some(VmState::Running));
-    disturbed(&mut world, &guest.id, &row, Cut::Sent(Duration::from_millis(30))).await;
+    disturbed(
+        &mut world,
+        &guest.id,
+        &row,
+        Cut::Sent(Duration::from_millis(30)),
+    )
+    .await;
     bystander.has_not_noticed(&world).await;
 }
 
@@ -200,9 +206,16 @@ pub async fn a_libvirtd_that_comes_back_is_found_and_heard(mut world: World) {
         assert_eq!(api.state(&bystander.guest.id).await, VmState::Running);
         // Events come in over the new connection: nothing else tells of this.
         let id = &bystander.guest.id;
-        world.libvirtd.by_hand(id, |domain| domain.suspend().unwrap());
-        bystander.guest.is(VmState::Paused, StateReason::PausedOnHost).await;
-        world.libvirtd.by_hand(id, |domain| domain.resume().unwrap());
+        world
+            .libvirtd
+            .by_hand(id, |domain| domain.suspend().unwrap());
+        bystander
+            .guest
+            .is(VmState::Paused, StateReason::PausedOnHost)
+            .await;
+        world
+            .libvirtd
+            .by_hand(id, |domain| domain.resume().unwrap());
         bystander.has_not_noticed(&world).await;
         println!("serving {took:?} after libvirtd answers again");
     }
@@ -226,9 +239,17 @@ const HELD: &[(Ask, VmState, &str)] = &[
     (Ask::Resume, VmState::Paused, "resume-vm.resume-guest"),
     (Ask::Save, VmState::Running, "save-vm.save-memory"),
     (Ask::Describe, VmState::Running, "update-vm.describe-domain"),
-    (Ask::Replace, VmState::Running, "replace-root-volume.stop-guest"),
+    (
+        Ask::Replace,
+        VmState::Running,
+        "replace-root-volume.stop-guest",
+    ),
     (Ask::Delete, VmState::Stopped, "delete-vm.mark-deleted"),
-    (Ask::Recover, VmState::Deleted, "recover-vm.bring-back-domain"),
+    (
+        Ask::Recover,
+        VmState::Deleted,
+        "recover-vm.bring-back-domain",
+    ),
     (Ask::Expunge, VmState::Deleted, "expunge-vm.check-power-off"),
 ];
 
@@ -256,9 +277,10 @@ pub async fn a_libvirtd_that_stays_away_fails_what_was_not_sent(mut world: World
     let held: Vec<_> = (0..HELD.len())
         .map(|index| world.host.daemon.home().join(format!("held-{index}")))
         .collect();
-    let points = HELD.iter().zip(&held).map(|((_, _, point), path)| {
-        format!("{point}.before=1*return(hold:{})\n", path.display())
-    });
+    let points = HELD
+        .iter()
+        .zip(&held)
+        .map(|((_, _, point), path)| format!("{point}.before=1*return(hold:{})\n", path.display()));
     fs::write(world.points(), points.collect::<String>()).unwrap();
     let processes: Vec<_> = vms.iter().map(|vm_id| world.qemu(vm_id)).collect();
     let mut operations = Vec::new();
@@ -278,7 +300,13 @@ pub async fn a_libvirtd_that_stays_away_fails_what_was_not_sent(mut world: World
     }
     // They wait for it, and give up.
     for (operation, (ask, ..)) in operations.iter().zip(HELD) {
-        let undone = [Ask::Create, Ask::Describe, Ask::Replace, Ask::Delete, Ask::Recover];
+        let undone = [
+            Ask::Create,
+            Ask::Describe,
+            Ask::Replace,
+            Ask::Delete,
+            Ask::Recover,
+        ];
         if undone.contains(ask) {
             // Undoing waits for libvirt as long as it takes.
             continue;

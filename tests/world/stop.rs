@@ -52,8 +52,14 @@ pub async fn a_stop_goes_on_with_the_time_that_is_left_after_a_restart(mut world
     assert_eq!(refusal.reason, "GUEST_DID_NOT_STOP");
     let outcome = ended.power_outcome.unwrap();
     assert!(outcome.signals_sent >= 4, "{outcome:?}");
-    assert_eq!(refusal.metadata["signals_sent"], outcome.signals_sent.to_string());
-    let took = i64::max(ended.end_time.unwrap().seconds - ended.create_time.unwrap().seconds, 0);
+    assert_eq!(
+        refusal.metadata["signals_sent"],
+        outcome.signals_sent.to_string()
+    );
+    let took = i64::max(
+        ended.end_time.unwrap().seconds - ended.create_time.unwrap().seconds,
+        0,
+    );
     // With its whole time again it would be 18 seconds at least.
     assert!((12..17).contains(&took), "{took} s, {outcome:?}");
     let guest = world.host.guest(guest.id);
@@ -61,9 +67,7 @@ pub async fn a_stop_goes_on_with_the_time_that_is_left_after_a_restart(mut world
     guest.remove().await;
 }
 
-pub async fn a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent(
-    mut world: World,
-) {
+pub async fn a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent(mut world: World) {
     let slow = image(&world.host, BootSector::Button(2)).await;
     let guest = world.guest(&slow).await;
     let policy = StopPolicy {
@@ -110,6 +114,10 @@ pub async fn a_guest_is_asked_once_more_before_it_is_forced_after_a_restart(mut 
     let ended = world.api().ended(&stop).await;
     assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
     let outcome = ended.power_outcome.unwrap();
-    assert_eq!((outcome.signals_sent, outcome.forced), (2, false), "it obeyed");
+    assert_eq!(
+        (outcome.signals_sent, outcome.forced),
+        (2, false),
+        "it obeyed"
+    );
     assert!(length(outcome.waited) >= Duration::from_secs(5));
 }

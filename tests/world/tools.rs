@@ -181,7 +181,11 @@ async fn a_tool_that_hangs_holds_up_nothing_else_and_a_cancellation_ends_it() {
         serves(&api, &other).await;
         assert!(runs(process));
         let ended = cancel(&api, &operation.id).await;
-        assert_eq!(ended.state(), OperationState::Cancelled, "{what}: {ended:?}");
+        assert_eq!(
+            ended.state(),
+            OperationState::Cancelled,
+            "{what}: {ended:?}"
+        );
         assert_eq!(refusal(&ended).reason, "CANCELLED_BY_CALLER");
         assert!(!runs(process), "{what}");
         assert_eq!(workshop.files(), files, "{what}");
@@ -215,7 +219,11 @@ async fn put_away(workshop: &Workshop, operation: Operation) {
             api.done(api.vms().revert_root_volume(revert).await).await;
             // What it is replaced by is kept for a day: not left over.
             let vm = api.vm(&operation.vm_id).await.unwrap();
-            for volume in vm.volumes.iter().filter(|volume| volume.id != vm.root_volume_id) {
+            for volume in vm
+                .volumes
+                .iter()
+                .filter(|volume| volume.id != vm.root_volume_id)
+            {
                 let path = format!("pool/volumes/{}.qcow2", volume.id);
                 fs::remove_file(workshop.daemon.home().join(path)).unwrap();
             }
@@ -259,7 +267,10 @@ async fn a_tool_that_is_killed_or_fails_half_way_leaves_nothing() {
     }
     assert_eq!(api.vm(&vm).await.unwrap().root_volume_id, root);
     let log = workshop.daemon.log();
-    assert!(log.contains("something went wrong with"), "what it said is in the log");
+    assert!(
+        log.contains("something went wrong with"),
+        "what it said is in the log"
+    );
     assert!(log.contains("signal: 9"), "how it ended is in the log");
 }
 

@@ -69,6 +69,7 @@ impl Step for CacheImage {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let image = self.image;
+        run.core.orphans.settled(&self.pool, image).await;
         let found = run
             .core
             .pools
@@ -142,10 +143,16 @@ impl Step for MakeVolume {
         );
         run.core
             .pools
-            .call_task(&self.pool, Lane::Storage, MAKE, task, move |pool, task| match image {
-                Some(image) => pool.create_overlay(id, image, size, task).map(drop),
-                None => pool.create_empty(id, size, task).map(drop),
-            })
+            .call_task(
+                &self.pool,
+                Lane::Storage,
+                MAKE,
+                task,
+                move |pool, task| match image {
+                    Some(image) => pool.create_overlay(id, image, size, task).map(drop),
+                    None => pool.create_empty(id, size, task).map(drop),
+                },
+            )
             .await
     }
 

@@ -12,8 +12,8 @@
 //! is said to be up.
 
 use super::power::{has_power, start_guest};
-use crate::libvirt::{ErrorKind, ShutdownMethod};
 use crate::journal::Batch;
+use crate::libvirt::{ErrorKind, ShutdownMethod};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::{Code, Reason};
