@@ -19,6 +19,7 @@ use crate::service::images::Images;
 use crate::service::ledger::Ledger;
 use crate::service::node::{NodeIdentity, status_line};
 use crate::service::operations::Operations;
+use crate::service::orphans::Orphans;
 use crate::service::pools::Pools;
 use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports, used_pools};
 use crate::service::vms::Vms;
@@ -190,6 +191,7 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
         vms: Vms::new(config.operations.queue),
         images: Images::new(loaded.images.clone(), &config.images)
             .map_err(|fault| refusal(BAD_CONFIGURATION, fault.message))?,
+        orphans: Orphans::default(),
         node: NodeIdentity::read(node),
         tasks: TaskTracker::new(),
         ready: watch::Sender::new(Readiness::Starting),

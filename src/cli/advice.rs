@@ -48,6 +48,9 @@ fn words(reason: Reason) -> &'static str {
         Reason::ImageInUse => "Expunge their VMs first.",
         Reason::VolumesMissing => "Bring them back; they are named above.",
         Reason::VmBusy | Reason::ImageBusy => "Wait for the operation above, then try again.",
+        Reason::OrphanBusy => "Wait for the operation above.",
+        Reason::OrphanInUse => "Remove what uses it first; it is named above.",
+        Reason::OrphanRecorded => "A call for what it is removes it.",
         Reason::Overtaken => "Follow the operation above.",
         Reason::StopPolicyRequired => "Say how to stop the VM, or stop it first.",
         Reason::NetworkNotFound | Reason::ProfileNotFound | Reason::PoolNotFound => {
@@ -80,6 +83,9 @@ fn command(reason: Reason) -> Option<&'static str> {
         Reason::ImageNotFound | Reason::ImageNotReady => "kvmlet image list",
         Reason::VolumeNotFound => "kvmlet volume list",
         Reason::OperationNotFound => "kvmlet op list",
+        Reason::OrphanNotFound | Reason::OrphanForeign | Reason::OrphanRecorded => {
+            "kvmlet orphan list"
+        }
         Reason::PoolNotFound | Reason::PoolNotCeph | Reason::PoolFull | Reason::PoolAway => {
             "kvmlet pool list"
         }
@@ -91,7 +97,9 @@ fn command(reason: Reason) -> Option<&'static str> {
         | Reason::JournalUnavailable => "kvmlet node",
         Reason::StopPolicyRequired => "--stop graceful, or --stop force",
         Reason::GuestDidNotStop => "kvmlet vm stop VM --force",
-        Reason::VmBusy | Reason::ImageBusy | Reason::Overtaken => "kvmlet op wait OPERATION",
+        Reason::VmBusy | Reason::ImageBusy | Reason::OrphanBusy | Reason::Overtaken => {
+            "kvmlet op wait OPERATION"
+        }
         Reason::KvmUnavailable => "--accelerator tcg",
         Reason::StaleGeneration | Reason::OutcomeUnknown | Reason::NoPreviousRoot => {
             "kvmlet vm show VM"

@@ -35,6 +35,7 @@ named!(
     Pool by name,
     Node by id,
     Operation by id,
+    Orphan by id,
     // A console has no id; its password is what a script asks for.
     VncConsole by password,
 );

@@ -16,6 +16,7 @@ mod journal;
 mod json;
 mod node;
 mod operation;
+mod orphan;
 mod output;
 mod parse;
 mod plan;
@@ -114,6 +115,9 @@ enum Command {
     /// Show this host, its health, profiles, networks and pools
     #[command(after_help = "Example:\n  kvmlet node")]
     Node,
+    /// What is on the host and no VM or image accounts for
+    #[command(subcommand)]
+    Orphan(orphan::OrphanCommand),
     /// The daemon's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -182,6 +186,7 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
             Command::Pool(command) => volume::run_pool(&session, &command).await,
             Command::Op(command) => operation::run(&session, command).await,
             Command::Node => node::show(&session).await,
+            Command::Orphan(command) => orphan::run(&session, command).await,
             Command::Serve(_)
             | Command::Config(_)
             | Command::Journal(_)

@@ -207,7 +207,7 @@ pub(crate) fn report(session: &Session, mut operation: Operation) -> Result<(), 
 
 /// The id of what an operation is about.
 fn subject(operation: &Operation) -> &str {
-    [&operation.vm_id, &operation.image_id]
+    [&operation.vm_id, &operation.image_id, &operation.orphan_id]
         .into_iter()
         .find(|id| !id.is_empty())
         .unwrap_or(&operation.id)

@@ -1,13 +1,14 @@
 //! `NodeService`.
 
 use super::call::Call;
-use super::convert::node;
+use super::convert::{node, orphan};
 use super::edge::Edge;
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
 use crate::proto::v1 as wire;
 use crate::proto::v1::node_service_server::NodeService;
 use crate::service::node::describe;
+use crate::service::orphans;
 use tonic::{Request, Response, Status};
 
 /// Answers for the host itself.
@@ -45,15 +46,26 @@ impl NodeService for NodeCalls {
         &self,
         request: Request<wire::ListOrphansRequest>,
     ) -> Result<Response<wire::ListOrphansResponse>, Status> {
-        let (call, _) = Call::open("ListOrphans", request);
-        call.read(async { not_yet("ListOrphans") }).await
+        let (call, request) = Call::open("ListOrphans", request);
+        call.read(async {
+            let asked = orphan::list(&request)?;
+            let all = orphans::list(&self.0.core).await?;
+            Ok(orphan::page(&all, &asked))
+        })
+        .await
     }
 
     async fn delete_orphan(
         &self,
         request: Request<wire::DeleteOrphanRequest>,
     ) -> Result<Response<wire::Operation>, Status> {
-        let (call, _) = Call::open("DeleteOrphan", request);
-        call.read(async { not_yet("DeleteOrphan") }).await
+        let (call, request) = Call::open("DeleteOrphan", request);
+        let (edge, caller) = (self.0.clone(), call.caller());
+        call.change(async move {
+            let (envelope, id, generation) = orphan::delete(&request, caller)?;
+            let operation = orphans::delete(&edge.core, envelope, id, generation).await?;
+            Ok(edge.operation(&operation))
+        })
+        .await
     }
 }

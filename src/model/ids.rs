@@ -77,6 +77,10 @@ id!(
     OperationId
 );
 id!(
+    /// Something on the host that is in no record.
+    OrphanId
+);
+id!(
     /// A caller's own id for one request, for safe repeats.
     RequestId
 );

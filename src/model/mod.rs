@@ -11,6 +11,7 @@ pub mod image;
 pub mod lifecycle;
 pub mod nic;
 pub mod operation;
+pub mod orphan;
 pub mod reason;
 pub mod request;
 pub mod stop;

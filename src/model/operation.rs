@@ -4,6 +4,7 @@ use super::bytes::Bytes;
 use super::fault::Fault;
 use super::ids::{ImageId, OperationId, RequestId, VmId};
 use super::image::Image;
+use super::orphan::Orphan;
 use super::request::{HealthCheck, ImportImage, VmChanges};
 use super::stop::{PowerOutcome, StopPolicy};
 use super::time::Timestamp;
@@ -146,6 +147,11 @@ pub enum Intent {
     },
     /// Remove an image.
     DeleteImage,
+    /// Remove something that is in no record.
+    DeleteOrphan {
+        /// The thing, as it was when this was asked for.
+        orphan: Box<Orphan>,
+    },
 }
 
 /// Where an operation stands.
@@ -309,6 +315,8 @@ pub enum OperationKind {
     ImportImage,
     /// DeleteImage.
     DeleteImage,
+    /// DeleteOrphan.
+    DeleteOrphan,
 }
 
 impl Intent {
@@ -331,6 +339,7 @@ impl Intent {
             Self::RevertRootVolume { .. } => OperationKind::RevertRootVolume,
             Self::ImportImage { .. } => OperationKind::ImportImage,
             Self::DeleteImage => OperationKind::DeleteImage,
+            Self::DeleteOrphan { .. } => OperationKind::DeleteOrphan,
         }
     }
 }
@@ -354,7 +363,8 @@ impl OperationKind {
             | Self::ReplaceRootVolume
             | Self::RevertRootVolume
             | Self::ImportImage
-            | Self::DeleteImage => false,
+            | Self::DeleteImage
+            | Self::DeleteOrphan => false,
         }
     }
 
@@ -377,6 +387,7 @@ impl OperationKind {
             Self::RevertRootVolume => "revert-root-volume",
             Self::ImportImage => "import-image",
             Self::DeleteImage => "delete-image",
+            Self::DeleteOrphan => "delete-orphan",
         }
     }
 }

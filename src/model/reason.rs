@@ -134,6 +134,8 @@ reasons! {
         "No operation has this id, or it ended too long ago."; "Read the VM instead.".
     PoolNotFound "POOL_NOT_FOUND" NotFound:
         "No pool has this name."; "Use one that ListPools returns.".
+    OrphanNotFound "ORPHAN_NOT_FOUND" NotFound:
+        "No orphan has this id; it may be gone, or be recorded by now."; "List the orphans.".
     NetworkNotFound "NETWORK_NOT_FOUND" NotFound:
         "No network with this id is configured."; "Use one that GetNode returns.".
     ProfileNotFound "PROFILE_NOT_FOUND" NotFound:
@@ -162,6 +164,13 @@ reasons! {
         "Volumes are made from the image."; "Expunge their VMs first; metadata.volumes names them.".
     ImageNotReady "IMAGE_NOT_READY" FailedPrecondition:
         "The image is still being imported, or is lost."; "Wait for its import, or import it again.".
+    OrphanForeign "ORPHAN_FOREIGN" FailedPrecondition:
+        "It is not kvmlet's, and is never touched."; "Remove it by hand, if it is yours.".
+    OrphanRecorded "ORPHAN_RECORDED" FailedPrecondition:
+        "A record names it, and another call removes it.";
+        "Call what metadata.instead names.".
+    OrphanInUse "ORPHAN_IN_USE" FailedPrecondition:
+        "Something on the host uses it."; "Remove what uses it first; the message names it.".
     VncDisabled "VNC_DISABLED" FailedPrecondition:
         "The VM was made without VNC."; "Create it with VNC, or use its serial console.".
     ConsoleUnsupported "CONSOLE_UNSUPPORTED" FailedPrecondition:
@@ -199,8 +208,10 @@ reasons! {
         "Another operation holds the VM."; "Wait for metadata.operation_id, then try again.".
     ImageBusy "IMAGE_BUSY" Aborted:
         "Another operation holds the image."; "Wait for metadata.operation_id, then try again.".
+    OrphanBusy "ORPHAN_BUSY" Aborted:
+        "Another operation removes the orphan."; "Wait for metadata.operation_id.".
     StaleGeneration "STALE_GENERATION" Aborted:
-        "The VM has changed since it was read."; "Read it again and decide anew.".
+        "The VM or orphan has changed since it was read."; "Read it again and decide anew.".
 
     PoolFull "POOL_FULL" ResourceExhausted:
         "The pool has not enough free space."; "Make room, or use another pool.".

@@ -6,6 +6,7 @@ use super::images::Images;
 use super::ledger::Ledger;
 use super::node::NodeIdentity;
 use super::operations::Operations;
+use super::orphans::Orphans;
 use super::pools::Pools;
 use super::vms::Vms;
 use crate::config::Config;
@@ -47,6 +48,8 @@ pub struct Core {
     pub vms: Vms,
     /// Images.
     pub images: Images,
+    /// Removals of what is in no record.
+    pub orphans: Orphans,
     /// This host.
     pub node: NodeIdentity,
     /// Cancelled when the agent stops: plans halt between steps.

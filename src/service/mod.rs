@@ -21,6 +21,7 @@ pub mod images;
 pub mod ledger;
 pub mod node;
 pub mod operations;
+pub mod orphans;
 pub mod plan;
 pub mod plans;
 pub mod pools;

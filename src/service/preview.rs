@@ -119,7 +119,8 @@ pub fn change(vm: &Vm, operation: &Operation) -> Plan {
         | Intent::ResumeVm
         | Intent::SaveVm
         | Intent::ImportImage { .. }
-        | Intent::DeleteImage => {
+        | Intent::DeleteImage
+        | Intent::DeleteOrphan { .. } => {
             plan.items.push(item(
                 PlanAction::Change,
                 "vm",

@@ -13,13 +13,13 @@ use super::gate::Lane;
 use super::hypervisor::Observer;
 use super::operations::now;
 use super::vms::adopt;
-use super::{images, node, plans, rebuild};
+use super::{images, node, orphans, plans, rebuild};
 use crate::journal::{Batch, Loaded, Rebuild};
 use crate::libvirt::{DomainChange, DomainEvent, DomainState, IoErrorAction};
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VmId};
 use crate::model::image::{Image, ImageState};
-use crate::model::operation::Operation;
+use crate::model::operation::{Intent, Operation};
 use async_trait::async_trait;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -68,6 +68,7 @@ impl Reconciler {
         let core = &self.core;
         let mut unfinished: HashMap<VmId, Operation> = HashMap::new();
         let mut of_images = Vec::new();
+        let mut of_orphans = Vec::new();
         for operation in loaded.operations {
             match (operation.vm_id, operation.image_id) {
                 // A forced stop that had overtaken a graceful one is the newer.
@@ -78,6 +79,9 @@ impl Reconciler {
                     }
                 }
                 (None, Some(image)) => of_images.push((image, operation)),
+                (None, None) if matches!(operation.intent, Intent::DeleteOrphan { .. }) => {
+                    of_orphans.push(operation);
+                }
                 (None, None) => {
                     tracing::error!(operation_id = %operation.id, "an operation is about nothing");
                 }
@@ -110,6 +114,11 @@ impl Reconciler {
         for (image, operation) in of_images {
             let live = core.operations.resume(operation);
             images::begin(core, image, live);
+        }
+        for operation in of_orphans {
+            if let Intent::DeleteOrphan { orphan } = operation.intent.clone() {
+                orphans::begin(core, &orphan, core.operations.resume(operation));
+            }
         }
     }
 

@@ -140,6 +140,16 @@ pub trait Pool: Send + Sync {
     /// Lists everything in the pool, also what isn't ours, in no order.
     fn entries(&self) -> Result<Vec<Entry>, StorageError>;
 
+    /// Removes a finished or half-made file by the name that [`Pool::entries`] gave
+    /// it, if it is still the same by its generation. Fails with `InUse` while a
+    /// process has it open as a disk; what stands on it is the caller's to ask.
+    fn remove_entry(&self, name: &str, generation: u64) -> Result<Removal, StorageError>;
+
+    /// Tells which of these disks, given as QEMU is, is the entry `name` or stands
+    /// on it through its backing files. A disk that can't be read counts only for
+    /// itself.
+    fn stands_on(&self, name: &str, disks: &[String]) -> Result<Option<String>, StorageError>;
+
     /// Removes what a former process left half made, and returns the names.
     ///
     /// Downloads of the imports in `keep` stay, to be resumed. To be called
@@ -199,6 +209,19 @@ pub struct Entry {
     pub actual_size: Bytes,
     /// When it was last written.
     pub modified: SystemTime,
+    /// Another number for another thing under this name, and when it was changed.
+    pub generation: u64,
+}
+
+/// What came of removing an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone.
+    Removed,
+    /// It was gone already.
+    Absent,
+    /// Under its name is something else now, which was left.
+    Changed,
 }
 
 /// What a thing in a pool is, as far as its name tells.

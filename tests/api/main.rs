@@ -15,6 +15,7 @@ mod create;
 mod host;
 mod missing;
 mod operations;
+mod orphans;
 mod process;
 mod python;
 mod races;

@@ -7,7 +7,10 @@ const RUNBOOK: &str = include_str!("../../docs/operations.md");
 /// The steps that the runbook describes.
 pub fn described() -> impl Iterator<Item = &'static str> {
     let table = RUNBOOK.split("| step |").nth(1).expect("a table of steps");
-    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
     rows.map(|row| row.split('`').nth(1).expect("a step's name"))
 }
 

@@ -11,6 +11,7 @@ pub(super) mod image;
 pub(super) mod nic;
 pub(super) mod node;
 pub(super) mod operation;
+pub(super) mod orphan;
 pub(super) mod page;
 pub(super) mod power;
 pub(super) mod root;

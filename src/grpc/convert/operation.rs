@@ -5,8 +5,8 @@ use super::{image, invalid, text, unknown_value, vm};
 use crate::grpc::status;
 use crate::model::fault::Fault;
 use crate::model::operation::{
-    Operation, OperationKind, OperationResult, OperationState, Plan, PlanAction, RollbackState,
-    StepState,
+    Intent, Operation, OperationKind, OperationResult, OperationState, Plan, PlanAction,
+    RollbackState, StepState,
 };
 use crate::model::stop::{PowerMethod, PowerOutcome};
 use crate::proto::v1 as wire;
@@ -69,6 +69,10 @@ pub(in super::super) fn shown(
             .image_id
             .map(|id| id.to_string())
             .unwrap_or_default(),
+        orphan_id: match &operation.intent {
+            Intent::DeleteOrphan { orphan } => orphan.id.to_string(),
+            _ => String::new(),
+        },
         state: match operation.state {
             OperationState::Pending => wire::OperationState::Pending,
             OperationState::Running => wire::OperationState::Running,
@@ -122,6 +126,7 @@ const fn kind(kind: OperationKind) -> wire::OperationType {
         OperationKind::RevertRootVolume => wire::OperationType::RevertRootVolume,
         OperationKind::ImportImage => wire::OperationType::ImportImage,
         OperationKind::DeleteImage => wire::OperationType::DeleteImage,
+        OperationKind::DeleteOrphan => wire::OperationType::DeleteOrphan,
     }
 }
 

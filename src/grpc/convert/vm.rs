@@ -71,7 +71,9 @@ pub(in super::super) fn state(view: &View) -> Option<wire::VmState> {
         OperationKind::SaveVm => S::Saving,
         OperationKind::ReplaceRootVolume | OperationKind::RevertRootVolume => S::ReplacingRoot,
         // These hold images, never VMs.
-        OperationKind::ImportImage | OperationKind::DeleteImage => resting_state(resting),
+        OperationKind::ImportImage | OperationKind::DeleteImage | OperationKind::DeleteOrphan => {
+            resting_state(resting)
+        }
     })
 }
 

@@ -69,6 +69,7 @@ impl Step for CacheImage {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let image = self.image;
+        run.core.orphans.settled(&self.pool, image).await;
         let found = run
             .core
             .pools

@@ -5,6 +5,7 @@
 
 mod create;
 pub(super) mod images;
+pub(super) mod orphans;
 mod power;
 mod remove;
 mod root;
@@ -88,8 +89,11 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
             let first = StopFirst::new(*stop, is_paused(before));
             root::switch(cell, (before, after), first, *start_after)
         }
-        // Images have plans of their own; see `service::images`.
-        Intent::ImportImage { .. } | Intent::DeleteImage => Plan::new(),
+        // Images and orphans have plans of their own; see `service::images` and
+        // `service::orphans`.
+        Intent::ImportImage { .. } | Intent::DeleteImage | Intent::DeleteOrphan { .. } => {
+            Plan::new()
+        }
     })
 }
 
@@ -156,7 +160,8 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
         | Intent::ReplaceRootVolume { .. }
         | Intent::RevertRootVolume { .. }
         | Intent::ImportImage { .. }
-        | Intent::DeleteImage => {}
+        | Intent::DeleteImage
+        | Intent::DeleteOrphan { .. } => {}
     }
     Some(vm)
 }

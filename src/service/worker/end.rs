@@ -217,7 +217,8 @@ const fn leads_to(intent: &Intent) -> Option<Resting> {
         | Intent::RebootVm
         | Intent::ResetVm
         | Intent::ImportImage { .. }
-        | Intent::DeleteImage => None,
+        | Intent::DeleteImage
+        | Intent::DeleteOrphan { .. } => None,
     }
 }
 

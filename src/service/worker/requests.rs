@@ -388,6 +388,7 @@ const fn needs_host(intent: &Intent) -> bool {
         | Intent::ResumeVm
         | Intent::SaveVm
         | Intent::ImportImage { .. }
-        | Intent::DeleteImage => false,
+        | Intent::DeleteImage
+        | Intent::DeleteOrphan { .. } => false,
     }
 }

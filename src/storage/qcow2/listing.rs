@@ -3,6 +3,7 @@
 use super::super::error::StorageError;
 use super::super::{Entry, EntryKind};
 use crate::model::bytes::Bytes;
+use crate::model::orphan::fingerprint;
 use std::fs::{DirEntry, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -45,6 +46,7 @@ pub(super) fn list(
             modified: found
                 .modified()
                 .map_err(|e| StorageError::io(format!("reading {}", path.display()), e))?,
+            generation: generation(&found),
         });
     }
     Ok(())
@@ -69,6 +71,21 @@ pub(super) fn read_folder(folder: &Path) -> Result<Vec<(DirEntry, Metadata)>, St
 pub(super) fn id_in<Id: std::str::FromStr + ToString>(name: &str) -> Option<Id> {
     let text = name.strip_suffix(SUFFIX)?;
     text.parse::<Id>().ok().filter(|id| id.to_string() == text)
+}
+
+/// A number for this file as it is now: another file, or the same one written to
+/// or given to another user, has another.
+pub(super) fn generation(found: &Metadata) -> u64 {
+    let number = |n: i64| n.to_le_bytes();
+    fingerprint(&[
+        &found.dev().to_le_bytes(),
+        &found.ino().to_le_bytes(),
+        &found.len().to_le_bytes(),
+        &number(found.mtime()),
+        &number(found.mtime_nsec()),
+        &number(found.ctime()),
+        &number(found.ctime_nsec()),
+    ])
 }
 
 /// The space that a file takes; the kernel counts it in units of 512 bytes.

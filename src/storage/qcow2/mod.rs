@@ -11,18 +11,19 @@
 //! mounted elsewhere. The folders can be entered by the user that QEMU runs as
 //! (libvirt gives it the volumes, one by one), but not listed by it.
 
+mod chain;
 mod claim;
 mod listing;
 
-use self::listing::{SUFFIX, id_in, list, on_disk, read_folder};
+use self::listing::{SUFFIX, generation, id_in, list, on_disk, read_folder};
 use super::durable::{self, make_folder, publish, sync_folder, temporary};
 use super::error::{StorageError, StorageErrorKind};
 use super::inspect::{DEFAULT_MAX_VIRTUAL_SIZE, Qcow2Header, SECTOR, inspect};
 use super::source::CheckedSource;
 use super::task::Task;
 use super::{
-    Backing, Entry, EntryKind, ImageFile, Pool, PoolUsage, VolumeFile, local_path, qemu_img,
-    qemu_lock,
+    Backing, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal, VolumeFile, local_path,
+    qemu_img, qemu_lock,
 };
 use crate::faultpoint;
 use crate::model::bytes::Bytes;
@@ -103,6 +104,24 @@ impl Qcow2Pool {
             _ => Err(StorageError::new(
                 StorageErrorKind::Io,
                 format!("{} was moved away or unmounted", self.path.display()),
+            )),
+        }
+    }
+
+    /// The path of a file that the listing has named; what is not directly in one
+    /// of our folders is refused.
+    fn entry_path(&self, name: &str) -> Result<PathBuf, StorageError> {
+        let ours = name.split_once('/').filter(|(folder, file)| {
+            [IMAGES, VOLUMES, TEMPORARY].contains(folder)
+                && !file.is_empty()
+                && !file.contains('/')
+                && !matches!(*file, "." | "..")
+        });
+        match ours {
+            Some((folder, file)) => Ok(self.path.join(folder).join(file)),
+            None => Err(StorageError::new(
+                StorageErrorKind::Denied,
+                format!("{name:?} is not in one of the pool's own folders"),
             )),
         }
     }
@@ -424,6 +443,31 @@ impl Pool for Qcow2Pool {
             Some(EntryKind::Temporary)
         })?;
         Ok(entries)
+    }
+
+    fn remove_entry(&self, name: &str, expected: u64) -> Result<Removal, StorageError> {
+        self.ours()?;
+        let path = self.entry_path(name)?;
+        let found = match path.symlink_metadata() {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Removal::Absent),
+            Err(e) => {
+                return Err(StorageError::io(
+                    format!("looking at {}", path.display()),
+                    e,
+                ));
+            }
+        };
+        if !found.is_file() || generation(&found) != expected {
+            return Ok(Removal::Changed);
+        }
+        self.remove(&path)?;
+        Ok(Removal::Removed)
+    }
+
+    fn stands_on(&self, name: &str, disks: &[String]) -> Result<Option<String>, StorageError> {
+        self.ours()?;
+        chain::stands_on(&self.entry_path(name)?, disks)
     }
 
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
