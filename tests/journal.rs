@@ -232,10 +232,7 @@ fn a_damaged_file_is_told_and_read_as_far_as_it_goes() {
         assert_eq!(fs::read(&path).unwrap(), damaged, "nothing was repaired");
     }
     // What lies in the middle of a long record can be any text.
-    assert!(
-        told * 4 > tried * 3,
-        "{told} of {tried} damaged pages are told"
-    );
+    assert!(told > 15, "{told} of {tried} damaged pages are told");
 
     for length in [100, 4096, whole.len() / 2, whole.len() - 4096] {
         fs::write(&path, &whole[..length]).unwrap();
