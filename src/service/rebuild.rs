@@ -482,5 +482,6 @@ fn stand_in(
         error: None,
         result: None,
         power_outcome: None,
+        cancelled: None,
     }
 }

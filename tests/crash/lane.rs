@@ -96,6 +96,13 @@ impl Lane {
     }
 
     fn wish_for(&mut self, row: lifecycle::Ask) -> Wish {
+        // Giving up saved memory by name says nothing of a guest that has power.
+        let row = match (row, self.state) {
+            (lifecycle::Ask::DiscardSaved, Some(Resting::Running | Resting::Paused)) => {
+                lifecycle::Ask::StopGraceful
+            }
+            (row, _) => row,
+        };
         let (vm_id, request_id) = (self.vm_id.clone(), id());
         let start = self.random.random();
         let mut reverts = false;
@@ -253,15 +260,21 @@ impl Lane {
             (_, Ok(operation)) => operation,
         };
         let cancels = due == Decision::Go && self.random.random_ratio(1, 8);
-        if cancels {
-            self.cancel(&operation.id).await;
-        } else if self.random.random_ratio(1, 8) {
+        let cancelled = cancels && self.cancel(&operation.id).await;
+        if !cancels && self.random.random_ratio(1, 8) {
             let again = self.send(&wish.ask).await;
             if again.as_ref().map(|again| &again.id).ok() != Some(&operation.id) {
                 return Err(format!("{} again is {again:?}", operation.id));
             }
         }
         let ended = self.ended(&operation.id).await;
+        // Of a guest that has been asked to stop, what it does is its own.
+        if cancelled
+            && ended.state() != OperationState::Cancelled
+            && wish.row != lifecycle::Ask::StopGraceful
+        {
+            return Err(format!("cancelled, and it ended as {ended:?}"));
+        }
         match ended.state() {
             OperationState::Succeeded if due == Decision::Go => self.arrive(&wish),
             OperationState::Succeeded => {}
@@ -351,14 +364,15 @@ impl Lane {
             .map(tonic::Response::into_inner)
     }
 
-    async fn cancel(&mut self, operation_id: &str) {
+    /// Cancels an operation; whether that was taken before its end.
+    async fn cancel(&mut self, operation_id: &str) -> bool {
         let request = CancelOperationRequest {
             operation_id: operation_id.to_owned(),
         };
-        // It may be too late for it.
-        let _ = self
+        let answer = self
             .call(async |api| api.operations().cancel_operation(request.clone()).await)
             .await;
+        answer.is_ok_and(|operation| operation.get_ref().end_time.is_none())
     }
 
     async fn ended(&mut self, operation_id: &str) -> Operation {

@@ -1,6 +1,6 @@
 //! Start, pause, resume, save, reset, reboot: one step each.
 
-use crate::libvirt::{ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
+use crate::libvirt::{Begin, ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
@@ -156,7 +156,7 @@ impl Step for StartGuest {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        start_guest(run, &self.cell).await
+        start_guest(run, &self.cell, Begin::Running).await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
@@ -176,7 +176,7 @@ impl Step for StartGuest {
 }
 
 /// Starts the domain.
-pub(super) async fn start_guest(run: &Run, cell: &Cell) -> Result<(), Fault> {
+pub(super) async fn start_guest(run: &Run, cell: &Cell, begin: Begin) -> Result<(), Fault> {
     let id = cell.id;
     let host = run.core.node.id();
     // Restoring reads the guest's whole memory.
@@ -185,7 +185,7 @@ pub(super) async fn start_guest(run: &Run, cell: &Cell) -> Result<(), Fault> {
     let answer = run
         .core
         .hypervisor
-        .try_call(lane, move |host| host.start(id))
+        .try_call(lane, move |host| host.start(id, begin))
         .await?;
     match answer {
         Ok(()) => {
