@@ -18,7 +18,6 @@ mod sector;
 #[path = "../qemu/bench.rs"]
 mod bench;
 
-#[allow(dead_code)]
 #[path = "../qemu/libvirtd.rs"]
 mod libvirtd;
 
