@@ -20,6 +20,7 @@ use kvmlet::service::images::Images;
 use kvmlet::service::ledger::Ledger;
 use kvmlet::service::node::NodeIdentity;
 use kvmlet::service::operations::Operations;
+use kvmlet::service::orphans::Orphans;
 use kvmlet::service::pools::Pools;
 use kvmlet::service::vms::Vms;
 use std::net::SocketAddr;
@@ -73,6 +74,7 @@ impl Edge {
             operations: Operations::new(ledger.clone(), stopping.clone()),
             vms: Vms::new(config.operations.queue),
             images: Images::new(Vec::new(), &config.images).expect("images"),
+            orphans: Orphans::default(),
             node: NodeIdentity::read(Uuid::from_u128(1)),
             tasks: TaskTracker::new(),
             ready: watch::Sender::new(Readiness::Starting),

@@ -335,11 +335,16 @@ fn what_stands_on_an_entry_is_found_through_links_and_chains_that_go_round() {
     assert_eq!(on(&[text(&outside)]), Some(text(&outside)));
     // Backing files that name one another, and disks that are not there.
     let round = place.folder.path().join("round.qcow2");
-    let arguments: [&dyn AsRef<std::ffi::OsStr>; 9] = [
-        &"create", &"-q", &"-u", &"-f", &"qcow2", &"-F", &"qcow2", &"-b", &round,
-    ];
-    let mut all = arguments.to_vec();
-    all.extend([&round as &dyn AsRef<std::ffi::OsStr>, &"1M"]);
-    run("qemu-img", &all);
+    let back = place.folder.path().join("back.qcow2");
+    for (file, below) in [(&round, &back), (&back, &round)] {
+        let below = text(below);
+        run(
+            "qemu-img",
+            &[
+                &"create", &"-q", &"-u", &"-f", &"qcow2", &"-F", &"qcow2", &"-b", &below, file,
+                &"1M",
+            ],
+        );
+    }
     assert_eq!(on(&[text(&round), "/no/such/disk".to_owned()]), None);
 }
