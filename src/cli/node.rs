@@ -53,6 +53,7 @@ fn sheet(out: &Output, node: &Node) -> Sheet {
     sheet.add("VMs", counts.join(", "));
     sheet.add("foreign domains", node.foreign_domains);
     sheet.add("libvirt calls", node.libvirt_calls);
+    sheet.add("journal commits", node.journal_commits);
     sheet.add("started", out.local(node.start_time));
 
     let mut conditions = Table::new(&["TYPE", "WELL", "REASON", "SINCE", "MESSAGE"]);

@@ -41,12 +41,12 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use writer::{Done, Request, Writer};
+use writer::{Counted, Done, Request, Writer};
 
 /// Batches that may wait; the next one is refused.
 const QUEUE: usize = 1024;
@@ -59,7 +59,7 @@ pub struct Journal {
     requests: Option<SyncSender<Request>>,
     writer: Option<JoinHandle<()>>,
     reader: Mutex<Connection>,
-    commits: Arc<AtomicU64>,
+    counted: Arc<Counted>,
     /// Held as long as the journal is open; the kernel frees it when we die.
     _lock: Flock<File>,
 }
@@ -91,8 +91,8 @@ impl Journal {
         let loaded = read::load(&reader)?;
 
         let (requests, receiver) = mpsc::sync_channel(QUEUE);
-        let commits = Arc::new(AtomicU64::new(0));
-        let writer = Writer::new(connection, receiver, Arc::clone(&commits));
+        let counted = Arc::new(Counted::default());
+        let writer = Writer::new(connection, receiver, Arc::clone(&counted));
         let writer = std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run())?;
@@ -100,7 +100,7 @@ impl Journal {
             requests: Some(requests),
             writer: Some(writer),
             reader: Mutex::new(reader),
-            commits,
+            counted,
             _lock: lock,
         };
         Ok((journal, loaded))
@@ -177,7 +177,13 @@ impl Journal {
 
     /// Counts the commits since the journal was opened; each one is an `fsync`.
     pub fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
+        self.counted.commits.load(Ordering::Relaxed)
+    }
+
+    /// Counts the batches that became durable since the journal was opened; those
+    /// that waited together share a commit.
+    pub fn batches(&self) -> u64 {
+        self.counted.batches.load(Ordering::Relaxed)
     }
 
     fn reader(&self) -> MutexGuard<'_, Connection> {

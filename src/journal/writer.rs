@@ -45,19 +45,26 @@ const PRUNED_AT_ONCE: usize = 500;
 pub(super) struct Writer {
     connection: Connection,
     requests: Receiver<Request>,
-    commits: Arc<AtomicU64>,
+    counted: Arc<Counted>,
+}
+
+/// What was made durable since the journal was opened.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    pub(super) commits: AtomicU64,
+    pub(super) batches: AtomicU64,
 }
 
 impl Writer {
     pub(super) fn new(
         connection: Connection,
         requests: Receiver<Request>,
-        commits: Arc<AtomicU64>,
+        counted: Arc<Counted>,
     ) -> Self {
         Self {
             connection,
             requests,
-            commits,
+            counted,
         }
     }
 
@@ -106,11 +113,14 @@ impl Writer {
         &mut self,
         batches: impl IntoIterator<Item = &'b Batch>,
     ) -> Result<(), JournalError> {
-        self.transaction(|connection| {
-            batches
-                .into_iter()
-                .try_for_each(|batch| batch.apply(connection))
-        })
+        let count = self.transaction(|connection| {
+            batches.into_iter().try_fold(0, |count, batch| {
+                batch.apply(connection)?;
+                Ok(count + 1)
+            })
+        })?;
+        self.counted.batches.fetch_add(count, Ordering::Relaxed);
+        Ok(())
     }
 
     fn transaction<T>(
@@ -123,7 +133,7 @@ impl Writer {
         // Dropped without a commit, the transaction is rolled back.
         let result = work(&transaction)?;
         transaction.commit()?;
-        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.counted.commits.fetch_add(1, Ordering::Relaxed);
         Ok(result)
     }
 

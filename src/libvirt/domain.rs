@@ -61,6 +61,15 @@ impl DomainState {
     }
 }
 
+/// How a guest begins once it has power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Begin {
+    /// It runs.
+    Running,
+    /// Its processors stand still until it is resumed.
+    Paused,
+}
+
 /// How a guest is asked to shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ShutdownMethod {
@@ -257,8 +266,18 @@ impl Host {
     ///
     /// # Errors
     /// `InvalidState` when it is active; `Other` when QEMU does not come up.
-    pub fn start(&self, id: VmId) -> Result<(), LibvirtError> {
-        self.on_domain("start domain", id, Domain::create)
+    pub fn start(&self, id: VmId, begin: Begin) -> Result<(), LibvirtError> {
+        self.on_domain("start domain", id, |domain| {
+            match (self.kind(), begin) {
+                (_, Begin::Running) => domain.create(),
+                // The simulated driver refuses flags.
+                (HypervisorKind::Test, Begin::Paused) => {
+                    domain.create()?;
+                    domain.suspend()
+                }
+                (_, Begin::Paused) => domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED),
+            }
+        })
     }
 
     /// Asks the guest to shut down, once; it may not.

@@ -28,7 +28,7 @@ pub mod xml;
 
 pub use capabilities::{HostFacts, Version};
 pub use connection::{Callbacks, Host};
-pub use domain::{DomainDisks, DomainState, RebootMethod, ShutdownMethod, Sighting};
+pub use domain::{Begin, DomainDisks, DomainState, RebootMethod, ShutdownMethod, Sighting};
 pub use error::{ErrorKind, LibvirtError};
 pub use events::{CloseReason, DomainChange, DomainEvent, IoErrorAction, StartedBy, SuspendedBy};
 pub use power::{OffReason, PauseReason, Power, RunReason};

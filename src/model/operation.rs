@@ -50,6 +50,9 @@ pub struct Operation {
     pub result: Option<OperationResult>,
     /// How a guest was stopped, if one was.
     pub power_outcome: Option<PowerOutcome>,
+    /// Why it was asked to end early, if it was while it could.
+    #[serde(default)]
+    pub cancelled: Option<Fault>,
 }
 
 impl Operation {
@@ -81,6 +84,9 @@ pub enum Intent {
         stop: Option<StopPolicy>,
         /// How long to keep everything; zero: expunge now.
         retention: Duration,
+        /// Whether it was PAUSED, which it is again if this is undone.
+        #[serde(default)]
+        was_paused: bool,
     },
     /// Bring back.
     RecoverVm,

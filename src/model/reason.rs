@@ -197,6 +197,9 @@ reasons! {
     ResumeFailed "RESUME_FAILED" FailedPrecondition:
         "The guest did not go on, because what QEMU paused it for has not passed.";
         "Make room or repair the storage, then resume again.".
+    SaveFailed "SAVE_FAILED" FailedPrecondition:
+        "The guest's memory could not be saved; the guest goes on.";
+        "Make room where libvirt saves memory (the host's log says what was wrong), then save again.".
     HypervisorRefused "HYPERVISOR_REFUSED" FailedPrecondition:
         "The hypervisor refused a request that should be possible.";
         "See the host's log for the operation.".

@@ -184,7 +184,12 @@ impl Cell {
     /// Adds to what is seen what an event told before.
     fn refine(&self, observed: Observed) -> Observed {
         match observed {
-            Observed::Paused(PauseCause::IoError) if self.no_space.load(Ordering::Relaxed) => {
+            // Of a guest that is resumed and finds its disk full again at once,
+            // libvirt does not know why it was paused: QEMU tells of errors once
+            // in a second.
+            Observed::Paused(PauseCause::IoError | PauseCause::Unknown)
+                if self.no_space.load(Ordering::Relaxed) =>
+            {
                 Observed::Paused(PauseCause::NoSpace)
             }
             Observed::Paused(PauseCause::IoError) => observed,

@@ -78,6 +78,12 @@ impl Ledger {
             .is_ok()
     }
 
+    /// Commits of the journal since the start, each an fsync, and the batches that
+    /// they made durable.
+    pub fn written(&self) -> (u64, u64) {
+        (self.journal.commits(), self.journal.batches())
+    }
+
     /// Why the last write failed, if it did.
     pub fn trouble(&self) -> Option<Fault> {
         self.trouble.borrow().clone()

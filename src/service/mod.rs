@@ -10,6 +10,7 @@
 
 pub mod admission;
 pub mod cell;
+pub mod clock;
 pub mod consoles;
 pub mod core;
 pub mod domains;

@@ -155,6 +155,10 @@ pub struct NodeView {
     pub start_time: Timestamp,
     /// Calls made on libvirt since then.
     pub libvirt_calls: u64,
+    /// Commits of the journal since then, each an fsync.
+    pub journal_commits: u64,
+    /// Batches that they made durable.
+    pub journal_batches: u64,
     /// Domains that are not kvmlet's.
     pub foreign_domains: u32,
     /// Configured hardware profiles.
@@ -203,6 +207,7 @@ pub fn describe(core: &Core) -> NodeView {
         "tcg"
     };
     let pools = pools(core);
+    let (journal_commits, journal_batches) = core.ledger.written();
     NodeView {
         id: node.id,
         hostname: facts
@@ -231,6 +236,8 @@ pub fn describe(core: &Core) -> NodeView {
         vm_counts,
         start_time: node.started,
         libvirt_calls: core.hypervisor.calls(),
+        journal_commits,
+        journal_batches,
         foreign_domains: node.foreign.load(Ordering::Relaxed),
         hardware_profiles: core
             .config

@@ -39,6 +39,9 @@ pub struct LiveOperation {
     cancelled: Arc<AtomicBool>,
     /// A former run of the agent began it, and may have got anywhere.
     resumed: bool,
+    /// One write of it at a time, so that none brings back what a later one has
+    /// changed; true once its end is durable.
+    written: tokio::sync::Mutex<bool>,
 }
 
 #[derive(Debug, Clone)]
@@ -50,12 +53,21 @@ enum Phase {
 
 impl LiveOperation {
     fn new(operation: Operation, resumed: bool) -> Self {
+        let cancel = CancellationToken::new();
+        let phase = match &operation.cancelled {
+            Some(why) => {
+                cancel.cancel();
+                Phase::Cancelled(why.clone())
+            }
+            None => Phase::Open,
+        };
         Self {
             resumed,
+            cancelled: Arc::new(AtomicBool::new(operation.cancelled.is_some())),
             state: watch::Sender::new(Arc::new(operation)),
-            phase: Mutex::new(Phase::Open),
-            cancel: CancellationToken::new(),
-            cancelled: Arc::default(),
+            phase: Mutex::new(phase),
+            cancel,
+            written: tokio::sync::Mutex::default(),
         }
     }
 
@@ -330,7 +342,9 @@ impl Operations {
     ) -> Result<(), Fault> {
         let kind = ended.intent.kind().as_str();
         faultpoint::reach(&format!("{kind}.end.before")).await;
+        let mut written = live.written.lock().await;
         self.ledger.commit(changes.put_operation(&ended)).await?;
+        *written = true;
         faultpoint::reach(&format!("{kind}.end.after")).await;
         publish();
         live.change(|operation| *operation = ended);
@@ -380,11 +394,26 @@ impl Operations {
         let Some(live) = self.live(id) else {
             return self.get(id).await;
         };
-        live.cancel(Fault::new(
-            Reason::CancelledByCaller,
-            "CancelOperation ended it",
-        ))?;
+        let why = Fault::new(Reason::CancelledByCaller, "CancelOperation ended it");
+        live.cancel(why)?;
+        live.change(|operation| operation.cancelled = live.cancelled());
+        // Whoever is told so finds it so after a restart, too.
+        self.record(&live).await?;
+        faultpoint::reach("cancel.recorded").await;
         Ok(live.get())
+    }
+
+    /// Makes an operation at work durable as it is now. Nothing, once it has ended.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn record(&self, live: &LiveOperation) -> Result<(), Fault> {
+        let ended = live.written.lock().await;
+        if *ended {
+            return Ok(());
+        }
+        let batch = Batch::new().put_operation(&live.get());
+        self.ledger.commit(batch).await
     }
 
     /// Lists operations, newest first, and says where the next page begins.
@@ -460,6 +489,7 @@ pub fn new_operation(
         error: None,
         result: None,
         power_outcome: None,
+        cancelled: None,
     }
 }
 

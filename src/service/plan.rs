@@ -24,7 +24,6 @@ use super::fault::chain;
 use super::hypervisor::Link;
 use super::operations::{LiveOperation, now};
 use crate::faultpoint::{self, Injected};
-use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::operation::{OperationState, RollbackState, StepRecord, StepState};
 use crate::model::reason::{Code, Reason};
@@ -241,10 +240,7 @@ async fn libvirt_is_back(run: &Run) -> bool {
 
 /// Makes the operation's steps durable as they are now.
 async fn record(run: &Run) -> Result<(), Fault> {
-    run.core
-        .ledger
-        .commit(Batch::new().put_operation(&run.operation.get()))
-        .await
+    run.core.operations.record(&run.operation).await
 }
 
 /// Undoes the first `count` steps, last first. `begun`: a former run of the agent

@@ -64,7 +64,9 @@ pub fn create(vm: &Vm) -> Plan {
 pub fn change(vm: &Vm, operation: &Operation) -> Plan {
     let mut plan = Plan::default();
     match &operation.intent {
-        Intent::DeleteVm { stop, retention } => {
+        Intent::DeleteVm {
+            stop, retention, ..
+        } => {
             stop_item(&mut plan, vm, *stop);
             if retention.is_zero() {
                 expunge(&mut plan, vm);

@@ -483,5 +483,49 @@ fn stand_in(
         error: None,
         result: None,
         power_outcome: None,
+        cancelled: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_later_version_adds_is_seen_and_what_an_earlier_one_lacks_is_not() {
+        let known = json!({"name": "a", "qos": {"iops": 0}, "nics": [{"mtu": null}], "new": ""});
+        assert!(covers(&known, &known));
+        let earlier = json!({"name": "a", "nics": [{"mtu": null}]});
+        assert!(covers(&known, &earlier));
+        assert!(covers(&known, &json!({"name": "a", "gone": null})));
+        for later in [
+            json!({"name": "a", "later": 1}),
+            json!({"name": "b"}),
+            json!({"qos": {"iops": 0, "burst": 5}}),
+            json!({"nics": [{"mtu": null}, {"mtu": null}]}),
+        ] {
+            assert!(!covers(&known, &later), "{later}");
+        }
+    }
+
+    #[test]
+    fn no_one_is_said_to_have_done_what_an_operation_may_have_done() {
+        for found in Observed::ALL {
+            let seen = first_sight(found);
+            assert!(
+                matches!(
+                    seen.reason,
+                    StateReason::JournalLost
+                        | StateReason::Crashed
+                        | StateReason::IoError
+                        | StateReason::NoSpace
+                        | StateReason::HypervisorBusy
+                        | StateReason::DomainMissing
+                ),
+                "{found:?}: {seen:?}"
+            );
+            // The look that follows finds nothing new.
+            assert_eq!(observe(seen, found), seen, "{found:?}");
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! What is done by the clock: expunging what was kept long enough, forgetting
 //! old operations, measuring pools, keeping console logs short.
 
+use super::clock::proven_now;
 use super::core::{Core, Readiness};
 use super::domains::console_log;
 use super::fault::chain;
-use super::operations::now;
 use super::{image_cache, node, vms};
 use crate::model::ids::VmId;
 use crate::model::request::{Envelope, VmRequest};
@@ -29,6 +29,8 @@ const CALLER: &str = "kvmlet";
 pub async fn run(core: Arc<Core>) {
     // VMs that could not be expunged are tried again only now and then.
     let mut tried = HashSet::new();
+    // From here on jumps of the clock are seen.
+    proven_now();
     for round in 1u64.. {
         tokio::select! {
             () = core.stopping.cancelled() => return,
@@ -51,7 +53,10 @@ async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
     }
     expunge_expired(core, tried).await;
     tidy(core, all);
-    if let Some(before) = now().0.checked_sub(micros(core.config.operations.keep)) {
+    if let Some(before) = proven_now()
+        .0
+        .checked_sub(micros(core.config.operations.keep))
+    {
         // A repeat of an import is told by its operation.
         let keep = core
             .images
@@ -80,7 +85,7 @@ async fn expunge_expired(core: &Arc<Core>, tried: &mut HashSet<VmId>) {
     for view in core.vms.list() {
         let Some(vm) = &view.vm else { continue };
         let due = match vm.life {
-            Life::Deleted { expunge_time, .. } => expunge_time <= now(),
+            Life::Deleted { expunge_time, .. } => expunge_time <= proven_now(),
             // Expunging it failed half-way: it is tried again.
             Life::Expunging => true,
             Life::Making | Life::Present | Life::Failed => false,
@@ -114,7 +119,7 @@ fn tidy(core: &Arc<Core>, all: bool) {
 
 /// Whether a volume is a former root whose time has passed.
 pub fn expired(volume: &Volume) -> bool {
-    matches!(volume.attachment, VolumeAttachment::Kept { until } if until <= now())
+    matches!(volume.attachment, VolumeAttachment::Kept { until } if until <= proven_now())
 }
 
 /// Cuts console logs that have grown too long. QEMU appends to them, so they can

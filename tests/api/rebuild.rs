@@ -161,13 +161,11 @@ async fn a_lost_journal_is_made_anew_from_the_host_and_no_guest_notices() {
     // The images are there, under their ids.
     let found = image(&api, &host.image).await;
     assert_eq!(
-        (found.state(), found.name),
+        (found.state(), found.name.clone()),
         (ImageState::Ready, host.image.clone())
     );
-    assert_eq!(
-        (found.source, found.source_sha256),
-        (String::new(), String::new())
-    );
+    assert_eq!((&*found.source, &*found.source_sha256), ("", ""));
+    assert_eq!(found.source_format(), ImageFormat::Unspecified);
     assert_eq!(found.virtual_size_bytes, 1 << 20);
     assert!(found.description.contains("journal was lost"));
 
@@ -516,4 +514,80 @@ async fn a_creation_that_was_cut_off_is_failed_and_can_be_asked_for_again() {
     assert_eq!(error.reason, "OUTCOME_UNKNOWN");
     api.done(api.vms().create_vm(request).await).await;
     assert_eq!(api.state(&off).await, VmState::Stopped);
+}
+
+/// The files of the disks that a domain's definition names.
+fn disks(xml: &str) -> Vec<String> {
+    let sources = xml.split("<source file='").skip(1);
+    let paths = sources.filter_map(|rest| rest.split('\'').next());
+    let names = paths.filter_map(|path| path.rsplit('/').next()?.strip_suffix(".qcow2"));
+    names.map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_at_work_whose_journal_is_lost_shows_each_vm_as_its_domain_is() {
+    let mut host = Host::start().await;
+    let other = host.another_image().await;
+    let (bystander, _) = host.vm_in(Resting::Running).await;
+    let process = host.domain(&bystander).id();
+    let (vm, _) = host.vm_in(Resting::Running).await;
+    let mut roots = Vec::new();
+    for round in 0..10 {
+        let api = host.api();
+        let before = api.vm(&vm).await.unwrap().root_volume_id;
+        let replace = ReplaceRootVolumeRequest {
+            vm_id: vm.clone(),
+            image_id: [&other, &host.image][round % 2].clone(),
+            stop_policy: Some(force()),
+            start_after: true,
+            ..Default::default()
+        };
+        let answer = api.vms().replace_root_volume(replace).await.unwrap();
+        let operation_id = answer.into_inner().id;
+        // After so many of its steps, or all of them.
+        until("the operation to get on", PATIENCE, async || {
+            let request = GetOperationRequest {
+                operation_id: operation_id.clone(),
+            };
+            let answer = api.operations().get_operation(request).await.unwrap();
+            let steps = &answer.get_ref().steps;
+            let ended = steps.iter().filter(|step| step.end_time.is_some()).count();
+            let over = answer.get_ref().state() >= OperationState::Succeeded;
+            (over || ended >= round / 2).then_some(())
+        })
+        .await;
+        host.daemon.kill9();
+        host.daemon.lose_journal();
+        host.daemon.restart().await;
+
+        let api = host.api();
+        let known = api.vm(&vm).await.unwrap();
+        let on = host.domain(&vm).is_active().unwrap();
+        let state = if on {
+            VmState::Running
+        } else {
+            VmState::Stopped
+        };
+        assert_eq!(known.state(), state, "round {round}");
+        let xml = host.domain(&vm).xml_desc(0).unwrap();
+        assert!(disks(&xml).contains(&known.root_volume_id), "{xml}");
+        let files = host.daemon.pool_files();
+        for volume in &known.volumes {
+            assert!(files.contains(&format!("pool/volumes/{}.qcow2", volume.id)));
+        }
+        assert!(
+            known.volumes.iter().any(|volume| volume.id == before),
+            "it is kept"
+        );
+        assert_eq!(host.domain(&bystander).id(), process);
+        roots.push(known.root_volume_id != before);
+        if !on {
+            let start = StartVmRequest {
+                vm_id: vm.clone(),
+                ..Default::default()
+            };
+            api.done(api.vms().start_vm(start).await).await;
+        }
+    }
+    assert!(roots.contains(&true), "some had switched: {roots:?}");
 }

@@ -96,6 +96,13 @@ impl Lane {
     }
 
     fn wish_for(&mut self, row: lifecycle::Ask) -> Wish {
+        // Giving up saved memory by name says nothing of a guest that has power.
+        let row = match (row, self.state) {
+            (lifecycle::Ask::DiscardSaved, Some(Resting::Running | Resting::Paused)) => {
+                lifecycle::Ask::StopGraceful
+            }
+            (row, _) => row,
+        };
         let (vm_id, request_id) = (self.vm_id.clone(), id());
         let start = self.random.random();
         let mut reverts = false;
@@ -109,7 +116,7 @@ impl Lane {
             };
         }
         let policy =
-            |with: bool, forced: bool| with.then(|| if forced { force() } else { graceful() });
+            |with: bool, forced: bool| with.then(|| if forced { force() } else { asked() });
         // A guest that stands still hears nothing.
         let forced = self.state == Some(Resting::Paused) || self.random.random();
         use lifecycle::Ask as Row;
@@ -253,19 +260,25 @@ impl Lane {
             (_, Ok(operation)) => operation,
         };
         let cancels = due == Decision::Go && self.random.random_ratio(1, 8);
-        if cancels {
-            self.cancel(&operation.id).await;
-        } else if self.random.random_ratio(1, 8) {
+        let cancelled = cancels && self.cancel(&operation.id).await;
+        if !cancels && self.random.random_ratio(1, 8) {
             let again = self.send(&wish.ask).await;
             if again.as_ref().map(|again| &again.id).ok() != Some(&operation.id) {
                 return Err(format!("{} again is {again:?}", operation.id));
             }
         }
         let ended = self.ended(&operation.id).await;
+        // Of a guest that has been asked to stop, what it does is its own.
+        if cancelled
+            && ended.state() != OperationState::Cancelled
+            && wish.row != lifecycle::Ask::StopGraceful
+        {
+            return Err(format!("cancelled, and it ended as {ended:?}"));
+        }
         match ended.state() {
             OperationState::Succeeded if due == Decision::Go => self.arrive(&wish),
             OperationState::Succeeded => {}
-            OperationState::Cancelled if cancels => self.stay(&wish),
+            OperationState::Cancelled if cancels => self.stay(&wish).await,
             OperationState::Failed
                 if matches!(wish.row, lifecycle::Ask::Reboot | lifecycle::Ask::Reset)
                     && ended
@@ -317,24 +330,19 @@ impl Lane {
     }
 
     /// What was asked for was taken back.
-    fn stay(&mut self, wish: &Wish) {
+    async fn stay(&mut self, wish: &Wish) {
         if wish.row == lifecycle::Ask::CreateAgain {
             self.state = Some(Resting::Failed);
+        }
+        if wish.row == lifecycle::Ask::StopGraceful && self.see().await == Some(VmState::Stopped) {
+            // It had heard the signal, which nobody can take back.
+            self.state = Some(Resting::Stopped);
         }
     }
 
     /// Whether the VM is what it must be.
     async fn check(&mut self) -> Result<(), String> {
-        let vm_id = self.vm_id.clone();
-        let found = self
-            .call(async |api| {
-                let request = GetVmRequest {
-                    vm_id: vm_id.clone(),
-                };
-                api.vms().get_vm(request).await
-            })
-            .await;
-        let found = found.ok().map(|vm| vm.into_inner().state());
+        let found = self.see().await;
         let due = self
             .state
             .map(|state| VmState::from_str_name(&format!("VM_STATE_{}", state.as_str())).unwrap());
@@ -345,20 +353,35 @@ impl Lane {
         }
     }
 
+    /// The state that the VM is shown in.
+    async fn see(&mut self) -> Option<VmState> {
+        let vm_id = self.vm_id.clone();
+        let found = self
+            .call(async |api| {
+                let request = GetVmRequest {
+                    vm_id: vm_id.clone(),
+                };
+                api.vms().get_vm(request).await
+            })
+            .await;
+        found.ok().map(|vm| vm.into_inner().state())
+    }
+
     async fn send(&mut self, ask: &Ask) -> Result<Operation, Status> {
         self.call(async |api| ask.send(&api).await)
             .await
             .map(tonic::Response::into_inner)
     }
 
-    async fn cancel(&mut self, operation_id: &str) {
+    /// Cancels an operation; whether that was taken before its end.
+    async fn cancel(&mut self, operation_id: &str) -> bool {
         let request = CancelOperationRequest {
             operation_id: operation_id.to_owned(),
         };
-        // It may be too late for it.
-        let _ = self
+        let answer = self
             .call(async |api| api.operations().cancel_operation(request.clone()).await)
             .await;
+        answer.is_ok_and(|operation| operation.get_ref().end_time.is_none())
     }
 
     async fn ended(&mut self, operation_id: &str) -> Operation {
@@ -389,6 +412,18 @@ impl Lane {
                 .expect("the daemon comes back")
                 .unwrap();
         }
+    }
+}
+
+/// Asks the guest, and cuts its power if it does not hear.
+fn asked() -> StopPolicy {
+    StopPolicy {
+        timeout: Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        on_timeout: OnTimeout::Force as i32,
+        ..graceful()
     }
 }
 

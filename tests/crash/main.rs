@@ -97,9 +97,34 @@ fn main() -> ExitCode {
             Ok(())
         }));
     }
+    let known = Arc::clone(&learnt);
+    trials.push(Trial::test("load::qemu", move || {
+        let runtime = Runtime::new().unwrap();
+        let known = known.get_or_init(|| runtime.block_on(learn()));
+        let tally = runtime.block_on(async {
+            let mut stage = Stage::qemu(Some(known.path())).await;
+            let size = Size {
+                sequences: 60,
+                lanes: 4,
+                kill_one_in: 1,
+            };
+            sequences::run(&mut stage, size, seed).await
+        });
+        assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
+        Ok(())
+    }));
     let conclusion = libtest_mimic::run(&arguments, trials);
     let total = total.lock().unwrap();
     println!("{}", line("crash matrix", &total));
+    if arguments.filter.is_none() && !arguments.list {
+        let missed: Vec<&str> = marked::described()
+            .filter(|step| !total.steps.contains(*step))
+            .collect();
+        if !missed.is_empty() {
+            println!("steps that no scenario goes through: {missed:?}");
+            return ExitCode::FAILURE;
+        }
+    }
     conclusion.exit_code()
 }
 
@@ -132,6 +157,7 @@ fn add(total: &Total, name: &str, tally: Tally) {
     total.undone += tally.undone;
     total.unknown += tally.unknown;
     total.wrong.extend(tally.wrong);
+    total.steps.extend(tally.steps);
     drop(total);
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }

@@ -27,6 +27,8 @@ pub struct Tally {
     pub unknown: usize,
     /// What was wrong, each with where it was.
     pub wrong: Vec<String>,
+    /// The steps that were gone through, by name.
+    pub steps: BTreeSet<String>,
 }
 
 /// Which points are gone through.
@@ -77,6 +79,10 @@ impl<'a> Matrix<'a> {
             }
         }
         let steps = matrix.steps(&points);
+        matrix.tally.steps.extend(points.iter().filter_map(|point| {
+            let step = point.strip_suffix(".before")?;
+            Some(step.split_once('.')?.1.to_owned())
+        }));
         for step in &steps {
             matrix.undone(step).await;
         }

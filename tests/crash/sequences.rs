@@ -23,6 +23,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// Every so many sequences it is told how far it has come.
+const PROGRESS: usize = 1000;
+
 /// How much there is of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
@@ -91,6 +94,12 @@ pub async fn run(stage: &mut Stage, size: Size, seed: u64) -> Tally {
             break;
         }
         tally.finished += size.lanes;
+        if tally.points % PROGRESS < size.lanes {
+            println!(
+                "sequences, seed {seed}: {} of {} so far, {kills} kills",
+                tally.points, size.sequences
+            );
+        }
     }
     let powered = lanes
         .iter()

@@ -38,7 +38,10 @@ pub struct Stage {
 pub enum Host {
     /// libvirt's test driver, in a process of its own. Its domains are there as
     /// long as anyone is connected.
-    Simulated(Connect, Libvirtd),
+    Simulated(
+        Connect,
+        #[expect(dead_code, reason = "it ends when dropped")] Libvirtd,
+    ),
     /// Real QEMU, its driver in the daemon, its files below a root.
     Qemu(TempDir),
 }

@@ -9,9 +9,9 @@
 mod daemon;
 
 use kvmlet::libvirt::{
-    Callbacks, DiskCache, DiskSpec, DomainAccelerator, DomainChange, DomainEvent, DomainSpec,
-    ErrorKind, Host, HypervisorUri, Metadata, NicSpec, OffReason, PauseReason, Power, RebootMethod,
-    RunReason, ShutdownMethod, StartedBy, SuspendedBy, VncSpec,
+    Begin, Callbacks, DiskCache, DiskSpec, DomainAccelerator, DomainChange, DomainEvent,
+    DomainSpec, ErrorKind, Host, HypervisorUri, Metadata, NicSpec, OffReason, PauseReason, Power,
+    RebootMethod, RunReason, ShutdownMethod, StartedBy, SuspendedBy, VncSpec,
 };
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::hardware::{Cpu, Firmware};
@@ -139,11 +139,11 @@ fn a_domain_lives_from_definition_to_removal_and_each_change_is_told() {
     assert!(matches!(state.power, Power::Off(_)), "{state:?}");
     assert!(state.persistent && !state.managed_save);
 
-    host.start(id).unwrap();
+    host.start(id, Begin::Running).unwrap();
     simulated.expect(id, &DomainChange::Started(StartedBy::Boot));
     assert_eq!(simulated.power(id), Power::Running(RunReason::Booted));
     // The simulated driver's code for it differs from QEMU's.
-    host.start(id)
+    host.start(id, Begin::Running)
         .expect_err("a running domain can't be started");
 
     host.suspend(id).unwrap();
@@ -176,7 +176,7 @@ fn a_guest_that_is_asked_to_shut_down_does() {
     for method in [ShutdownMethod::Acpi, ShutdownMethod::Agent] {
         let id = VmId::random();
         host.define(&spec(id)).unwrap();
-        host.start(id).unwrap();
+        host.start(id, Begin::Running).unwrap();
         host.shutdown(id, method).unwrap();
         simulated.expect(id, &DomainChange::Stopped(OffReason::Shutdown));
         assert_eq!(simulated.power(id), Power::Off(OffReason::Shutdown));
@@ -190,7 +190,7 @@ fn saved_memory_is_seen_restored_and_given_up() {
     let host = &simulated.host;
     let id = VmId::random();
     host.define(&spec(id)).unwrap();
-    host.start(id).unwrap();
+    host.start(id, Begin::Running).unwrap();
     host.managed_save(id).unwrap();
     simulated.expect(id, &DomainChange::Stopped(OffReason::Saved));
     let state = host.get(id).unwrap().unwrap();
@@ -199,7 +199,7 @@ fn saved_memory_is_seen_restored_and_given_up() {
     let listed = host.list().unwrap();
     assert!(listed.contains(&state), "{listed:?}");
 
-    host.start(id).unwrap();
+    host.start(id, Begin::Running).unwrap();
     // The simulated driver calls this a boot, too.
     simulated.expect(id, &DomainChange::Started(StartedBy::Boot));
     let state = host.get(id).unwrap().unwrap();
@@ -212,7 +212,7 @@ fn saved_memory_is_seen_restored_and_given_up() {
     host.discard_managed_save(id)
         .expect("nothing saved is success");
 
-    host.start(id).unwrap();
+    host.start(id, Begin::Running).unwrap();
     host.managed_save(id).unwrap();
     host.undefine(id)
         .expect("saved memory goes with the domain");
@@ -236,7 +236,7 @@ fn metadata_comes_back_as_it_was_written() {
     host.set_metadata(id, &off, "title", "").unwrap();
     assert_eq!(read(), Some(off));
 
-    host.start(id).unwrap();
+    host.start(id, Begin::Running).unwrap();
     let live = Metadata {
         generation: u64::MAX,
         record: "]]> <!-- \r\n\t & 'x'".to_owned(),
@@ -280,7 +280,7 @@ fn a_screenshot_is_a_png() {
     let simulated = Simulated::open();
     let id = VmId::random();
     simulated.host.define(&spec(id)).unwrap();
-    simulated.host.start(id).unwrap();
+    simulated.host.start(id, Begin::Running).unwrap();
     let picture = simulated.host.screenshot(id).unwrap();
     assert!(picture.starts_with(b"\x89PNG\r\n\x1a\n"));
     simulated.host.destroy(id).unwrap();
@@ -293,7 +293,7 @@ fn a_domain_that_is_not_there_is_not_found() {
     let host = &simulated.host;
     let id = VmId::random();
     for error in [
-        host.start(id).unwrap_err(),
+        host.start(id, Begin::Running).unwrap_err(),
         host.shutdown(id, ShutdownMethod::Acpi).unwrap_err(),
         host.destroy(id).unwrap_err(),
         host.suspend(id).unwrap_err(),
@@ -316,7 +316,7 @@ fn an_active_domain_is_not_undefined() {
     let host = &simulated.host;
     let id = VmId::random();
     host.define(&spec(id)).unwrap();
-    host.start(id).unwrap();
+    host.start(id, Begin::Running).unwrap();
     assert_eq!(host.undefine(id).unwrap_err().kind, ErrorKind::InvalidState);
     assert!(host.get(id).unwrap().unwrap().persistent);
     host.destroy(id).unwrap();

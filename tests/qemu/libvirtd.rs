@@ -4,6 +4,9 @@
 //! It takes the host's paths, but in a mount namespace where they lead into a
 //! directory of the test's: neither sees the other. That needs root.
 
+// Each test binary uses its own part of it.
+#![allow(dead_code)]
+
 use super::support::PATIENCE;
 use nix::unistd::Pid;
 use std::fs;

@@ -20,6 +20,8 @@ pub(crate) enum BootSector {
     PowerOffLater,
     /// Writes its line again and again.
     Chatter,
+    /// Writes its line, and then to its disk, further and further, up to 32 MiB.
+    Writer,
     /// Powers off when its power button was pressed so many times.
     Button(u8),
 }
@@ -61,7 +63,7 @@ impl BootSector {
         ];
         let presses = match self {
             Self::Button(presses) => presses,
-            Self::Idle | Self::PowerOff | Self::PowerOffLater | Self::Chatter => 0,
+            Self::Idle | Self::PowerOff | Self::PowerOffLater | Self::Chatter | Self::Writer => 0,
         };
         let button = [
             0xfb, // sti: the timer ends each hlt
@@ -81,11 +83,21 @@ impl BootSector {
             0x75, 0xf2, // jnz wait
         ];
         let button = [&button[..], &POWER_OFF].concat();
+        let write_on = [
+            0xb4, 0x43, // write: mov ah, 0x43: the BIOS's extended write
+            0x30, 0xc0, // xor al, al
+            0xb2, 0x80, // mov dl, the first disk
+            0xbe, 0x60, 0x7c, // mov si, the request at 0x60
+            0xcd, 0x13, // int 0x13
+            0x81, 0x06, 0x68, 0x7c, 0x80, 0x00, // add word [its sector], 128
+            0xeb, 0xed, // jmp write
+        ];
         let (begin, end) = match self {
             Self::Idle => (&print[..], &[][..]),
             Self::PowerOff => (&print[..], &POWER_OFF[..]),
             Self::PowerOffLater => (&print_twice[..], &POWER_OFF[..]),
             Self::Chatter => (&print[..], &print_again[..]),
+            Self::Writer => (&print[..], &write_on[..]),
             Self::Button(_) => (&print[..], &button[..]),
         };
         // again: hlt; jmp again
@@ -93,6 +105,9 @@ impl BootSector {
         let mut sector = [0; 512];
         sector[..code.len()].copy_from_slice(&code);
         sector[0x40..0x40 + LINE.len()].copy_from_slice(LINE.as_bytes());
+        // The request: its size, 64 sectors, of what is at 0:7c00, to sector 128.
+        let request = [0x10, 0, 64, 0, 0x00, 0x7c, 0, 0, 128];
+        sector[0x60..0x60 + request.len()].copy_from_slice(&request);
         sector[510..].copy_from_slice(&[0x55, 0xaa]);
         sector
     }

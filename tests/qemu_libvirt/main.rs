@@ -15,7 +15,7 @@ mod rfb;
 use guest::{BootSector, until};
 use host::Bench;
 use kvmlet::libvirt::{
-    DiskCache, DiskSpec, DomainChange, ErrorKind, NicSpec, OffReason, PauseReason, Power,
+    Begin, DiskCache, DiskSpec, DomainChange, ErrorKind, NicSpec, OffReason, PauseReason, Power,
     RunReason, StartedBy, SuspendedBy,
 };
 use kvmlet::model::hardware::{Cpu, Firmware};
@@ -100,10 +100,13 @@ fn a_guest_starts_pauses_resumes_and_is_forced_off(bench: &Bench) {
     let host = &bench.host;
     assert!(matches!(vm.power(), Power::Off(_)));
 
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     vm.expect(&DomainChange::Started(StartedBy::Boot));
     assert_eq!(vm.power(), Power::Running(RunReason::Booted));
-    assert_eq!(host.start(vm.id).unwrap_err().kind, ErrorKind::InvalidState);
+    assert_eq!(
+        host.start(vm.id, Begin::Running).unwrap_err().kind,
+        ErrorKind::InvalidState
+    );
     assert_eq!(
         host.undefine(vm.id).unwrap_err().kind,
         ErrorKind::InvalidState
@@ -134,7 +137,7 @@ fn a_display_is_locked_until_a_password_is_set_and_after_it_expires(bench: &Benc
             .kind,
         ErrorKind::InvalidState
     );
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     let display = host.vnc(vm.id).unwrap().expect("an open display");
     assert!(display.address.is_loopback());
     for password in ["", "secret"] {
@@ -183,7 +186,7 @@ fn a_display_is_locked_until_a_password_is_set_and_after_it_expires(bench: &Benc
 
 fn a_screenshot_is_a_png(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
-    bench.host.start(vm.id).unwrap();
+    bench.host.start(vm.id, Begin::Running).unwrap();
     let picture = bench.host.screenshot(vm.id).unwrap();
     let reader = png::Decoder::new(std::io::Cursor::new(picture))
         .read_info()
@@ -200,7 +203,7 @@ fn a_screenshot_is_a_png(bench: &Bench) {
 fn saved_memory_is_restored_and_the_guest_runs_on(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
     let host = &bench.host;
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     vm.wait_for_console(1);
     host.suspend(vm.id).unwrap();
     host.managed_save(vm.id).unwrap();
@@ -210,7 +213,7 @@ fn saved_memory_is_restored_and_the_guest_runs_on(bench: &Bench) {
     assert_eq!(state.power, Power::Off(OffReason::Saved));
     assert!(host.list().unwrap().contains(&state));
 
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     vm.expect(&DomainChange::Started(StartedBy::Restore));
     let state = vm.state();
     assert!(!state.managed_save);
@@ -223,13 +226,13 @@ fn saved_memory_is_restored_and_the_guest_runs_on(bench: &Bench) {
     host.managed_save(vm.id).unwrap();
     host.discard_managed_save(vm.id).unwrap();
     host.discard_managed_save(vm.id).expect("none is success");
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     vm.wait_for_console(2);
 }
 
 fn a_killed_qemu_is_told_as_a_crash(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
-    bench.host.start(vm.id).unwrap();
+    bench.host.start(vm.id, Begin::Running).unwrap();
     kill(bench.qemu(vm.id), Signal::SIGKILL).unwrap();
     // libvirt's event says less than the state that is read after it.
     vm.expect(&DomainChange::Stopped(OffReason::Failed));
@@ -238,7 +241,7 @@ fn a_killed_qemu_is_told_as_a_crash(bench: &Bench) {
 
 fn a_guest_that_powers_itself_off_is_told_as_shut_down(bench: &Bench) {
     let vm = bench.define(BootSector::PowerOff);
-    bench.host.start(vm.id).unwrap();
+    bench.host.start(vm.id, Begin::Running).unwrap();
     vm.expect(&DomainChange::Stopped(OffReason::Shutdown));
     assert_eq!(vm.power(), Power::Off(OffReason::Shutdown));
 }
@@ -246,10 +249,10 @@ fn a_guest_that_powers_itself_off_is_told_as_shut_down(bench: &Bench) {
 fn the_console_log_is_appended_to_and_may_be_cut_at_any_time(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
     let host = &bench.host;
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     vm.wait_for_console(1);
     host.destroy(vm.id).unwrap();
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     vm.wait_for_console(2);
 
     std::fs::File::options()
@@ -270,7 +273,7 @@ fn metadata_is_written_to_a_running_domain_and_its_definition(bench: &Bench) {
     let host = &bench.host;
     let mut metadata = vm.state().metadata.expect("what it was defined with");
     assert_eq!(metadata, vm.spec.metadata);
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     metadata.generation += 1;
     metadata.record = "{\"a\":\"<&>'\\\" \r\n\t ü\"}".to_owned();
     host.set_metadata(vm.id, &metadata, "title", "description")
@@ -291,7 +294,7 @@ fn a_uefi_guest_with_a_network_starts_and_leaves_no_variables_behind(bench: &Ben
         spec.nics = vec![guest::user_nic(spec.id)];
     });
     let host = &bench.host;
-    host.start(vm.id).unwrap();
+    host.start(vm.id, Begin::Running).unwrap();
     assert!(vm.power().is_active());
     assert_eq!(bench.nvram_files(vm.id), 1);
     host.destroy(vm.id).unwrap();
@@ -345,7 +348,7 @@ fn a_guest_with_every_kind_of_device_starts_on_the_older_board(bench: &Bench) {
             })
             .to_vec();
     });
-    bench.host.start(vm.id).unwrap();
+    bench.host.start(vm.id, Begin::Running).unwrap();
     // It boots what lies below the overlay.
     vm.wait_for_console(1);
     let targets: Vec<_> = bench

@@ -147,8 +147,13 @@ impl Api {
 
     /// All operations, newest first; at most 1000.
     pub async fn all_operations(&self) -> Vec<Operation> {
+        self.newest_operations(1000).await
+    }
+
+    /// So many operations, newest first.
+    pub async fn newest_operations(&self, page_size: u32) -> Vec<Operation> {
         let request = ListOperationsRequest {
-            page_size: 1000,
+            page_size,
             ..Default::default()
         };
         let answer = self.operations().list_operations(request).await;

@@ -17,7 +17,7 @@ use virt::enumutil::Enum;
 pub struct World {
     /// All VMs, also the deleted ones, by id.
     pub vms: BTreeMap<String, Vm>,
-    /// All operations, newest first.
+    /// The newest operations, oldest first.
     pub operations: Vec<Operation>,
     /// All images, by id.
     pub images: BTreeMap<String, Image>,
@@ -53,12 +53,16 @@ pub enum Power {
     Paused,
 }
 
+/// Operations that are looked at; a look is made more often than there are so many
+/// new ones.
+const OPERATIONS: u32 = 250;
+
 impl World {
     /// Looks at everything.
     pub async fn see(daemon: &Daemon, domains: BTreeMap<String, Domain>) -> Self {
         let api = daemon.api();
         let vms = api.all_vms().await;
-        let mut operations = api.all_operations().await;
+        let mut operations = api.newest_operations(OPERATIONS).await;
         operations.sort_by_key(|operation| operation.id.clone());
         let files = daemon.pool_files().into_iter();
         let files = files

@@ -1,13 +1,12 @@
 //! Everything that can be asked of a VM, as one list.
 
-use super::bench;
-use super::support::api::{Api, force, graceful, id};
+use super::support::api::{Api, force, graceful, id, small};
 use kvmlet::proto::v1::*;
 use tonic::{Response, Status};
 
 /// One request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
+pub(crate) enum Ask {
     Create,
     Start,
     StopForce,
@@ -15,6 +14,7 @@ pub enum Ask {
     Pause,
     Resume,
     Save,
+    Discard,
     Reset,
     Reboot,
     Describe,
@@ -29,7 +29,7 @@ pub enum Ask {
 
 impl Ask {
     /// Sends it; the answer is an operation that has begun.
-    pub async fn send(
+    pub(crate) async fn send(
         self,
         api: &Api,
         vm_id: &str,
@@ -50,7 +50,14 @@ impl Ask {
             Self::Create => {
                 let request = CreateVmRequest {
                     vm_id,
-                    ..bench::request(image)
+                    start: true,
+                    vnc: Some(NewVnc { enabled: false }),
+                    hardware: Some(Hardware {
+                        vcpus: 1,
+                        memory_bytes: 128 << 20,
+                        ..Default::default()
+                    }),
+                    ..small(image)
                 };
                 vms.create_vm(request).await
             }
@@ -90,6 +97,14 @@ impl Ask {
                     ..Default::default()
                 };
                 vms.save_vm(request).await
+            }
+            Self::Discard => {
+                let request = StopVmRequest {
+                    vm_id,
+                    discard_saved_memory: true,
+                    ..Default::default()
+                };
+                vms.stop_vm(request).await
             }
             Self::Reset => {
                 let request = ResetVmRequest {

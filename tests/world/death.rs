@@ -55,7 +55,7 @@ pub async fn qemu_is_killed_while_it_is_saved(world: World) {
     world.sprung(&trap).await;
     kill(process, Signal::SIGKILL).unwrap();
     let ended = api.ended(&begun.get_ref().id).await;
-    assert_eq!(reason(&ended), "HYPERVISOR_REFUSED");
+    assert_eq!(reason(&ended), "SAVE_FAILED");
     assert_eq!(world.truth(&guest.id), Some(VmState::Stopped), "not saved");
     guest.is(VmState::Crashed, StateReason::Crashed).await;
     guest.start().await;

@@ -393,3 +393,33 @@ async fn what_was_answered_while_the_journal_filled_up_is_known_after_a_restart(
     }
     println!("{} answered, {refusals} refused", answered.len());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_starts_on_a_full_journal_reads_and_waits_for_room() {
+    let small = Small::of(4 << 20);
+    let mut daemon = with_journal(&small).await;
+    let api = daemon.api();
+    let vm = api.create(&daemon.image().await, Start::No).await;
+    let held = small.seen().join("held");
+    let hold = small.path().join("held").display().to_string();
+    let point = format!("create-vm.define-domain.before=1*return(hold:{hold})\n");
+    fs::write(small.seen().join("points"), point).unwrap();
+    let wanted = crate::support::api::small(&daemon.image().await);
+    let answer = api.vms().create_vm(wanted.clone()).await;
+    let at_work = answer.unwrap().into_inner().id;
+    until("the step to be held", PATIENCE, async || {
+        held.exists().then_some(())
+    })
+    .await;
+    daemon.kill9();
+    fs::remove_file(&held).unwrap();
+    fs::write(small.seen().join("points"), "").unwrap();
+    small.fill(0);
+    daemon.restart().await;
+    let api = daemon.api();
+    api.vm(&vm).await.unwrap();
+    small.empty();
+    let ended = api.ended(&at_work).await;
+    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
+    assert_eq!(api.state(&wanted.vm_id).await, VmState::Stopped);
+}

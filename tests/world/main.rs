@@ -7,6 +7,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ask;
+mod cancel;
+mod clock;
 mod full;
 mod small;
 mod tools;
+mod waiters;

@@ -29,6 +29,9 @@ const LIFE: &[Row] = &[
     (Ask::Start, calls::CREATE, Some(VmState::Running)),
     (Ask::Reset, calls::RESET, Some(VmState::Running)),
     (Ask::Describe, calls::METADATA, Some(VmState::Running)),
+    (Ask::Save, calls::SAVE, Some(VmState::Saved)),
+    (Ask::Discard, calls::DISCARD, Some(VmState::Stopped)),
+    (Ask::Start, calls::CREATE, Some(VmState::Running)),
     (Ask::StopGently, calls::SHUTDOWN, Some(VmState::Stopped)),
     (Ask::Redefine, calls::DEFINE, Some(VmState::Stopped)),
     (Ask::Replace, calls::DEFINE, Some(VmState::Running)),
@@ -94,6 +97,11 @@ async fn disturbed(world: &mut World, vm_id: &str, row: &Row, cut: Cut) -> Opera
         api.vm(vm_id).await.unwrap_err();
         return ended;
     };
+    if ask == Ask::StopForce || ask == Ask::StopGently {
+        let outcome = ended.power_outcome.expect("it was stopped");
+        assert_eq!(outcome.forced, ask == Ask::StopForce, "{cut:?}: {ended:?}");
+        assert_eq!(outcome.signals_sent > 0, ask == Ask::StopGently, "{cut:?}");
+    }
     if ended.state() == OperationState::Succeeded {
         let state = world.agrees(vm_id).await;
         // A libvirt that died after it had cut the power, and before it had noted
@@ -349,4 +357,39 @@ async fn ended_at_last(api: &Api, operation_id: &str) -> Operation {
     };
     let answer = api.operations().wait_operation(request).await;
     answer.unwrap().into_inner()
+}
+
+/// It takes calls and answers none; then it goes on, or is killed.
+pub async fn a_libvirtd_that_hangs_is_away_until_it_answers(mut world: World) {
+    let api = world.api();
+    let bystander = Bystander::of(&world).await;
+    let guest = &bystander.guest;
+    let libvirtd = world.libvirtd.pid();
+    kill(libvirtd, Signal::SIGSTOP).unwrap();
+    guest
+        .is(VmState::Unknown, StateReason::HypervisorAway)
+        .await;
+    assert!(!api.serving("").await.unwrap());
+    kill(libvirtd, Signal::SIGCONT).unwrap();
+    world.host.daemon.wait_until_serving().await;
+    world
+        .libvirtd
+        .by_hand(&guest.id, |domain| domain.suspend().unwrap());
+    guest.has_state(VmState::Paused).await;
+    world
+        .libvirtd
+        .by_hand(&guest.id, |domain| domain.resume().unwrap());
+    bystander.has_not_noticed(&world).await;
+    assert_eq!(world.agrees(&guest.id).await, VmState::Running);
+
+    kill(world.libvirtd.pid(), Signal::SIGSTOP).unwrap();
+    guest
+        .is(VmState::Unknown, StateReason::HypervisorAway)
+        .await;
+    world.libvirtd.kill9();
+    world.libvirtd.restart();
+    let back = Instant::now();
+    world.host.daemon.wait_until_serving().await;
+    assert!(back.elapsed() < Duration::from_secs(3));
+    bystander.has_not_noticed(&world).await;
 }

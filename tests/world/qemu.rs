@@ -29,6 +29,9 @@ mod ask;
 mod death;
 mod host;
 mod outage;
+mod room;
+#[allow(dead_code)]
+mod small;
 mod stop;
 mod wire;
 
@@ -57,6 +60,7 @@ macro_rules! tests {
 const TESTS: &[Test] = tests![
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
     outage::libvirtd_is_killed_early_in_a_start,
+    outage::a_libvirtd_that_hangs_is_away_until_it_answers,
     outage::libvirtd_is_killed_while_a_call_hangs,
     outage::libvirtd_is_killed_while_it_does_a_call,
     outage::libvirtd_is_killed_before_a_call_arrives,
@@ -65,6 +69,8 @@ const TESTS: &[Test] = tests![
     stop::a_guest_is_asked_once_more_before_it_is_forced_after_a_restart,
     stop::a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent,
     outage::a_libvirtd_that_comes_back_is_found_and_heard,
+    room::a_guest_whose_memory_finds_no_room_goes_on,
+    room::a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later,
     death::qemu_is_killed_while_it_starts,
     death::qemu_is_killed_while_it_is_saved,
     death::qemu_is_killed_while_it_is_asked_to_stop,

@@ -71,20 +71,7 @@ impl Small {
 
     /// Fills it but for `left` bytes.
     pub(crate) fn fill(&self, left: u64) {
-        let mut filler = File::options()
-            .create(true)
-            .append(true)
-            .open(self.seen().join("filler"))
-            .unwrap();
-        loop {
-            let found = statvfs(&self.seen()).unwrap();
-            let free = found.blocks_available() * found.fragment_size();
-            let more = free.saturating_sub(left).min(1 << 16);
-            let written = filler.write(&vec![1; usize::try_from(more).unwrap()]);
-            if more == 0 || written.is_err() {
-                return;
-            }
-        }
+        fill(&self.seen(), left);
     }
 
     /// Makes room again.
@@ -108,6 +95,24 @@ impl Small {
         }
         found.sort();
         found
+    }
+}
+
+/// Fills a file system but for `left` bytes, with a file `filler`.
+pub(crate) fn fill(folder: &Path, left: u64) {
+    let mut filler = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("filler"))
+        .unwrap();
+    loop {
+        let found = statvfs(folder).unwrap();
+        let free = found.blocks_available() * found.fragment_size();
+        let more = free.saturating_sub(left).min(1 << 16);
+        let written = filler.write(&vec![1; usize::try_from(more).unwrap()]);
+        if more == 0 || written.is_err() {
+            return;
+        }
     }
 }
 

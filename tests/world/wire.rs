@@ -33,6 +33,7 @@ pub mod calls {
     pub const RESUME: &[u32] = &[28];
     pub const SUSPEND: &[u32] = &[34];
     pub const SAVE: &[u32] = &[182];
+    pub const DISCARD: &[u32] = &[184];
     pub const UNDEFINE: &[u32] = &[35, 231];
     pub const RESET: &[u32] = &[245];
     pub const SHUTDOWN: &[u32] = &[33, 258];

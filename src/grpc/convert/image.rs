@@ -75,6 +75,8 @@ pub(in super::super) fn shown(image: &Image, volumes: usize) -> wire::Image {
         pool: image.pool.clone(),
         source: image.source.clone(),
         source_format: match image.source_format {
+            // Where it came from was lost with the journal.
+            _ if image.source.is_empty() => wire::ImageFormat::Unspecified,
             ImageFormat::Raw => wire::ImageFormat::Raw,
             ImageFormat::Qcow2 => wire::ImageFormat::Qcow2,
         }

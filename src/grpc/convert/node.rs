@@ -37,6 +37,8 @@ pub(in super::super) fn shown(node: NodeView) -> wire::Node {
             .collect(),
         start_time: Some(timestamp(node.start_time)),
         libvirt_calls: node.libvirt_calls,
+        journal_commits: node.journal_commits,
+        journal_batches: node.journal_batches,
         foreign_domains: node.foreign_domains,
         hardware_profiles: node
             .hardware_profiles

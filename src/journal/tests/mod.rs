@@ -5,7 +5,7 @@ mod fixture;
 mod sample;
 mod torn;
 
-use super::{Batch, Journal, JournalError, OperationQuery, sibling};
+use super::{Batch, Journal, JournalError, OperationQuery, Rebuild, sibling};
 use crate::model::ids::{ImageId, OperationId, RequestId};
 use crate::model::operation::{Operation, OperationState};
 use crate::model::time::Timestamp;
@@ -60,6 +60,28 @@ fn a_reopened_journal_holds_what_was_recorded() {
     assert_eq!(loaded.live_operations, [live]);
     assert_eq!((loaded.epoch, loaded.revision), (empty.epoch, 7));
     assert_eq!(journal.operation(past.id).unwrap(), Some(past));
+}
+
+#[test]
+fn a_new_journal_says_so_until_it_is_told_what_became_of_the_old_one() {
+    let (_dir, path) = place();
+    for _ in 0..2 {
+        let (journal, loaded) = open(&path);
+        assert_eq!(loaded.rebuild, Some(Rebuild::Pending));
+        // Other batches don't change it.
+        journal.commit(Batch::new().put_revision(1)).unwrap();
+    }
+    let done = Rebuild::Done {
+        time: Timestamp(7),
+        unread_pools: vec!["fast".to_owned()],
+    };
+    for told in [Some(done), None] {
+        let (journal, _) = open(&path);
+        let batch = Batch::new().put_rebuild(told.as_ref());
+        journal.commit(batch).unwrap();
+        drop(journal);
+        assert_eq!(open(&path).1.rebuild, told);
+    }
 }
 
 #[test]
@@ -137,6 +159,7 @@ fn all_that_waits_is_made_durable_by_one_commit() {
         .collect();
     assert_eq!(order, (0..100).collect::<Vec<_>>());
     assert_eq!(journal.commits() - before, 1);
+    assert_eq!(journal.batches(), 101);
     drop(journal);
     assert_eq!(open(&path).1.live_operations.len(), 100);
 }

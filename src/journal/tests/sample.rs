@@ -142,6 +142,7 @@ pub(super) fn operation(create_time: u64) -> Operation {
         intent: Intent::DeleteVm {
             stop: None,
             retention: Duration::from_millis(7_500),
+            was_paused: false,
         },
         state: OperationState::Running,
         rollback: RollbackState::None,
@@ -161,6 +162,7 @@ pub(super) fn operation(create_time: u64) -> Operation {
         error: None,
         result: None,
         power_outcome: None,
+        cancelled: None,
     }
 }
 

@@ -12,9 +12,11 @@ mod root;
 mod stop;
 mod update;
 
+use self::stop::StopFirst;
 use super::cell::Cell;
 use super::plan::Plan;
 use crate::model::fault::Fault;
+use crate::model::lifecycle::Resting;
 use crate::model::operation::{Intent, Operation, RollbackState};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
@@ -34,9 +36,14 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
     Ok(match &operation.intent {
         Intent::CreateVm { start } => create::plan(cell, &vm, *start),
         Intent::UpdateVm { after, .. } => update::plan(cell, &vm, after),
-        Intent::DeleteVm { stop, retention } => {
+        Intent::DeleteVm {
+            stop,
+            retention,
+            was_paused,
+        } => {
             let after = deleted(&vm, operation.create_time, *retention);
-            remove::delete(cell, &vm, after, *stop, *retention)
+            let first = StopFirst::new(*stop, *was_paused);
+            remove::delete(cell, &vm, after, first, *retention)
         }
         Intent::RecoverVm => remove::recover(cell, &vm),
         Intent::ExpungeVm => remove::expunge(cell, &vm),
@@ -69,7 +76,7 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
             cell,
             new_root,
             (before, after),
-            *stop,
+            StopFirst::new(*stop, is_paused(before)),
             *start_after,
             *health_check,
         ),
@@ -78,13 +85,20 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
             after,
             stop,
             start_after,
-        } => root::switch(cell, (before, after), *stop, *start_after),
+        } => {
+            let first = StopFirst::new(*stop, is_paused(before));
+            root::switch(cell, (before, after), first, *start_after)
+        }
         // Images and orphans have plans of their own; see `service::images` and
         // `service::orphans`.
         Intent::ImportImage { .. } | Intent::DeleteImage | Intent::DeleteOrphan { .. } => {
             Plan::new()
         }
     })
+}
+
+fn is_paused(vm: &Vm) -> bool {
+    vm.seen.resting == Resting::Paused
 }
 
 /// What an operation takes for itself before it begins: the id of the root volume

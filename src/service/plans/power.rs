@@ -1,6 +1,6 @@
 //! Start, pause, resume, save, reset, reboot: one step each.
 
-use crate::libvirt::{ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
+use crate::libvirt::{Begin, ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
@@ -156,7 +156,7 @@ impl Step for StartGuest {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        start_guest(run, &self.cell).await
+        start_guest(run, &self.cell, Begin::Running).await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
@@ -176,7 +176,7 @@ impl Step for StartGuest {
 }
 
 /// Starts the domain.
-pub(super) async fn start_guest(run: &Run, cell: &Cell) -> Result<(), Fault> {
+pub(super) async fn start_guest(run: &Run, cell: &Cell, begin: Begin) -> Result<(), Fault> {
     let id = cell.id;
     let host = run.core.node.id();
     // Restoring reads the guest's whole memory.
@@ -185,7 +185,7 @@ pub(super) async fn start_guest(run: &Run, cell: &Cell) -> Result<(), Fault> {
     let answer = run
         .core
         .hypervisor
-        .try_call(lane, move |host| host.start(id))
+        .try_call(lane, move |host| host.start(id, begin))
         .await?;
     match answer {
         Ok(()) => {
@@ -396,7 +396,15 @@ impl Step for Resume {
             .hypervisor
             .try_call(Lane::Control, move |host| host.resume(id))
             .await?;
-        answer.map_err(|error| refused(&error, Reason::ResumeFailed, "the guest did not go on"))
+        answer.map_err(|error| refused(&error, Reason::ResumeFailed, "the guest did not go on"))?;
+        // A disk that is still full stops it again at its next write.
+        if matches!(domain(run, &self.cell).await?.power, Power::Paused(_)) {
+            return Err(Fault::new(
+                Reason::ResumeFailed,
+                "the guest went on and was paused again at once",
+            ));
+        }
+        Ok(())
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
@@ -422,10 +430,13 @@ impl Step for Save {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
-        run.core
+        let answer = run
+            .core
             .hypervisor
-            .call(Lane::Memory, move |host| host.managed_save(id))
-            .await
+            .try_call(Lane::Memory, move |host| host.managed_save(id))
+            .await?;
+        let words = "the guest's memory could not be saved; most often libvirt has no room for it";
+        answer.map_err(|error| refused(&error, Reason::SaveFailed, words))
     }
 
     /// libvirt lets the guest go on if saving fails.

@@ -7,13 +7,12 @@
 
 use super::create::DefineDomain;
 use super::power::has_power;
-use super::stop::StopGuest;
+use super::stop::StopFirst;
 use super::update::DescribeDomain;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
-use crate::model::stop::StopPolicy;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::VolumeAttachment;
 use crate::service::cell::Cell;
@@ -29,17 +28,12 @@ pub(super) fn delete(
     cell: Arc<Cell>,
     before: &Vm,
     after: Vm,
-    stop: Option<StopPolicy>,
+    stop: Option<StopFirst>,
     retention: Duration,
 ) -> Plan {
     let mut plan = Plan::new();
-    if let Some(policy) = stop {
-        plan.push(Box::new(StopGuest {
-            cell: cell.clone(),
-            policy,
-            undo_starts: true,
-            new_root: None,
-        }));
+    if let Some(first) = stop {
+        plan.push(Box::new(first.step(cell.clone(), None)));
     }
     if retention.is_zero() {
         plan.extend(expunge(cell, before));

@@ -7,12 +7,11 @@
 
 use super::create::{CacheImage, DefineDomain, MakeVolume};
 use super::power::{StartGuest, domain};
-use super::stop::StopGuest;
+use super::stop::StopFirst;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
 use crate::model::request::{HealthCheck, HealthSign};
-use crate::model::stop::StopPolicy;
 use crate::model::vm::Vm;
 use crate::model::volume::Volume;
 use crate::service::cell::Cell;
@@ -27,7 +26,7 @@ pub(super) fn replace(
     cell: Arc<Cell>,
     new_root: &Volume,
     (before, after): (&Vm, &Vm),
-    stop: Option<StopPolicy>,
+    stop: Option<StopFirst>,
     start_after: bool,
     health_check: Option<HealthCheck>,
 ) -> Plan {
@@ -55,18 +54,13 @@ pub(super) fn replace(
 pub(super) fn switch(
     cell: Arc<Cell>,
     (before, after): (&Vm, &Vm),
-    stop: Option<StopPolicy>,
+    stop: Option<StopFirst>,
     start_after: bool,
 ) -> Plan {
     let mut plan = Plan::new();
     let new_root = after.root().map(|root| root.id);
-    if let Some(policy) = stop {
-        plan.push(Box::new(StopGuest {
-            cell: cell.clone(),
-            policy,
-            undo_starts: true,
-            new_root,
-        }));
+    if let Some(first) = stop {
+        plan.push(Box::new(first.step(cell.clone(), new_root)));
     }
     plan.push(Box::new(SwitchRoot {
         cell: cell.clone(),

@@ -12,8 +12,7 @@
 //! is said to be up.
 
 use super::power::{has_power, start_guest};
-use crate::journal::Batch;
-use crate::libvirt::{ErrorKind, ShutdownMethod};
+use crate::libvirt::{Begin, ErrorKind, ShutdownMethod};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::{Code, Reason};
@@ -33,20 +32,60 @@ pub(super) fn plan(cell: Arc<Cell>, policy: StopPolicy) -> Plan {
     vec![Box::new(StopGuest {
         cell,
         policy,
-        undo_starts: false,
+        undo: UndoStop::Nothing,
         new_root: None,
     })]
 }
 
+/// A stop that is only a means, as the first part of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StopFirst {
+    policy: StopPolicy,
+    was_paused: bool,
+}
+
+impl StopFirst {
+    /// By this policy, if there is a guest to stop; undone, it stands still again
+    /// if it did.
+    pub(super) fn new(policy: Option<StopPolicy>, was_paused: bool) -> Option<Self> {
+        policy.map(|policy| Self { policy, was_paused })
+    }
+
+    /// Its step.
+    pub(super) const fn step(self, cell: Arc<Cell>, new_root: Option<VolumeId>) -> StopGuest {
+        StopGuest {
+            cell,
+            policy: self.policy,
+            undo: if self.was_paused {
+                UndoStop::StartPaused
+            } else {
+                UndoStop::Start
+            },
+            new_root,
+        }
+    }
+}
+
+/// What undoing a stop does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum UndoStop {
+    /// The stop is what was asked for.
+    Nothing,
+    /// It was only a means: the guest gets power again.
+    Start,
+    /// The same, and stands still as it did.
+    StartPaused,
+}
+
 /// Stops a guest as its policy says, and records how it went.
 pub(super) struct StopGuest {
-    pub(super) cell: Arc<Cell>,
-    pub(super) policy: StopPolicy,
-    /// Undoing gives power again: the stop was only a means.
-    pub(super) undo_starts: bool,
+    cell: Arc<Cell>,
+    policy: StopPolicy,
+    /// What undoing does.
+    undo: UndoStop,
     /// The root volume that the operation switches to. Once the VM has it, the
     /// guest was stopped: one that runs then was started again on it.
-    pub(super) new_root: Option<VolumeId>,
+    new_root: Option<VolumeId>,
 }
 
 /// What a wait for a guest's end came to.
@@ -63,7 +102,7 @@ impl Step for StopGuest {
     }
 
     fn is_point_of_no_return(&self) -> bool {
-        !self.undo_starts && self.policy == StopPolicy::Force
+        self.undo == UndoStop::Nothing && self.policy == StopPolicy::Force
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
@@ -83,10 +122,15 @@ impl Step for StopGuest {
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        if !self.undo_starts || has_power(run, &self.cell).await? {
+        let begin = match self.undo {
+            UndoStop::Nothing => return Ok(Undone::Nothing),
+            UndoStop::Start => Begin::Running,
+            UndoStop::StartPaused => Begin::Paused,
+        };
+        if has_power(run, &self.cell).await? {
             return Ok(Undone::Nothing);
         }
-        start_guest(run, &self.cell).await?;
+        start_guest(run, &self.cell, begin).await?;
         Ok(Undone::Something)
     }
 }
@@ -124,19 +168,32 @@ impl StopGuest {
         let left = timeout.saturating_sub(asked.before);
         let until = asked.begun + left.max(resend.min(timeout));
         loop {
-            if let Some(used) = self.signal(run).await? {
+            // Who cancels before a signal spares the guest that signal.
+            if let Some(why) = run.operation.cancelled() {
+                return Err(why);
+            }
+            let answer = self.signal(run).await;
+            let sent = match &answer {
+                Ok(Some(used)) => Some(*used),
+                Ok(None) => None,
+                // It may have heard this one, and may be ending because of it.
+                Err(fault) if fault.code() == Code::Unknown => Some(asked.method),
+                Err(_) => None,
+            };
+            if let Some(used) = sent {
                 asked.signals += 1;
                 asked.method = used;
                 asked.last = Some(now());
                 tell(run, asked.outcome(used));
                 self.keep(run).await;
             }
+            answer?;
             let again = (Instant::now() + resend).min(until);
             match self.wait(run, again, until).await? {
                 Waited::Off => {
-                    if !self.undo_starts {
+                    if self.undo == UndoStop::Nothing {
                         // It has stopped: there is nothing left to cancel.
-                        drop(run.operation.pass_point_of_no_return());
+                        run.operation.outrun_cancellation();
                     }
                     tell(run, asked.outcome(asked.method));
                     return Ok(());
@@ -147,7 +204,7 @@ impl StopGuest {
         }
         match on_timeout {
             OnTimeout::Force => {
-                if !self.undo_starts {
+                if self.undo == UndoStop::Nothing {
                     run.operation.pass_point_of_no_return()?;
                 }
                 self.cut_power(run, &asked).await
@@ -166,8 +223,7 @@ impl StopGuest {
 
     /// Makes durable how often the guest was asked.
     async fn keep(&self, run: &Run) {
-        let batch = Batch::new().put_operation(&run.operation.get());
-        if let Err(fault) = run.core.ledger.commit(batch).await {
+        if let Err(fault) = run.core.operations.record(&run.operation).await {
             // The guest was asked all the same; after a restart it is asked again.
             tracing::warn!(error = chain(&fault), "a signal is not recorded");
         }
@@ -209,20 +265,27 @@ impl StopGuest {
 
     async fn wait(&self, run: &Run, again: Instant, until: Instant) -> Result<Waited, Fault> {
         let mut view = self.cell.watch();
-        let off = view.wait_for(|view| !is_on(view));
+        let off = async { drop(view.wait_for(|view| !is_on(view)).await) };
         tokio::select! {
             biased;
-            _ = off => Ok(Waited::Off),
-            () = run.operation.cancellation() => Err(run.operation.cancelled().unwrap_or_else(|| {
-                Fault::new(Reason::CancelledByCaller, "the stop was cancelled")
-            })),
+            () = off => return Ok(Waited::Off),
+            () = run.operation.cancellation() => {}
             () = run.core.stopping.cancelled() => {
-                Err(Fault::new(Reason::Stopping, "the agent is stopping"))
+                return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
             }
             () = tokio::time::sleep_until(again) => {
-                Ok(if Instant::now() >= until { Waited::TimeIsUp } else { Waited::AskAgain })
+                let up = Instant::now() >= until;
+                return Ok(if up { Waited::TimeIsUp } else { Waited::AskAgain });
             }
         }
+        // It may have stopped already, and the word of it be on its way.
+        if !has_power(run, &self.cell).await? {
+            return Ok(Waited::Off);
+        }
+        Err(run
+            .operation
+            .cancelled()
+            .unwrap_or_else(|| Fault::new(Reason::CancelledByCaller, "the stop was cancelled")))
     }
 }
 

@@ -52,6 +52,7 @@ impl Worker {
                 } else {
                     retention.unwrap_or(settings.retention)
                 },
+                was_paused: resting == Resting::Paused,
             },
             VmRequest::RecoverVm => Intent::RecoverVm,
             VmRequest::ExpungeVm => Intent::ExpungeVm,

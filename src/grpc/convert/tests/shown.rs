@@ -162,6 +162,7 @@ fn ended(id: Uuid) -> Operation {
         error: Some(Fault::new(Reason::StartFailed, "it did not start")),
         result: Some(OperationResult::Vm(Box::new(record(Resting::Running)))),
         power_outcome: None,
+        cancelled: None,
     }
 }
 
