@@ -355,3 +355,19 @@ fn the_hypervisor_is_on_this_host_and_may_be_reached_over_its_socket() {
         assert!(faults[0].starts_with("hypervisor.uri: must"), "{faults:?}");
     }
 }
+
+#[test]
+fn a_pools_images_have_no_limit_unless_one_is_given() {
+    let pool = "[[pools]]\nname = \"a\"\npath = \"/a\"\n";
+    let config = Config::from_toml(pool).expect("valid");
+    assert_eq!(config.pools[0].image_cache_max, None);
+    let limited = format!("{pool}image_cache_max = \"50 GiB\"\n");
+    let config = Config::from_toml(&limited).expect("valid");
+    assert_eq!(config.pools[0].image_cache_max, Some(Bytes::gib(50)));
+    let told = faults(&format!("{pool}image_cache_max = \"1 KiB\"\n"));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with("pools[0].image_cache_max: "),
+        "{told:?}"
+    );
+}

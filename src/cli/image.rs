@@ -176,7 +176,7 @@ async fn list(session: &Session, labels: &[(String, String)]) -> Result<(), Faul
     .await?;
     session.out.many(&images, || {
         let mut table = Table::new(&[
-            "ID", "NAME", "STATE", "SIZE", "USED", "POOL", "VOLUMES", "CREATED",
+            "ID", "NAME", "STATE", "SIZE", "USED", "POOL", "VOLUMES", "LAST USE", "CREATED",
         ]);
         for image in &images {
             table.row([
@@ -187,6 +187,7 @@ async fn list(session: &Session, labels: &[(String, String)]) -> Result<(), Faul
                 output::size(image.actual_size_bytes),
                 image.pool.clone(),
                 image.volume_count.to_string(),
+                session.out.relative(image.last_use_time),
                 session.out.relative(image.create_time),
             ]);
         }
@@ -208,6 +209,7 @@ async fn show(session: &Session, image: &str) -> Result<(), Fault> {
         sheet.add("size", output::size(image.virtual_size_bytes));
         sheet.add("used", output::size(image.actual_size_bytes));
         sheet.add("volumes", image.volume_count);
+        sheet.add("last use", session.out.local(image.last_use_time));
         sheet.add("source", &image.source);
         sheet.add(
             "source format",

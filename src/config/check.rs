@@ -252,6 +252,7 @@ fn pools(file: &Section<'_>) -> Vec<PoolSettings> {
         });
         let path = required(&section, "path", check_path);
         let default = section.flag("default").unwrap_or(alone);
+        let image_cache_max = section.size("image_cache_max", Bytes::mib(1)..=Bytes::gib(1 << 20));
         if let Some(name) = &name
             && pools.iter().any(|other| &other.name == name)
         {
@@ -278,6 +279,7 @@ fn pools(file: &Section<'_>) -> Vec<PoolSettings> {
                 kind: kind.unwrap_or(PoolKind::Qcow2),
                 path,
                 default,
+                image_cache_max,
             });
         }
         section.finish();

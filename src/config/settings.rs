@@ -253,6 +253,8 @@ pub struct PoolSettings {
     pub path: PathBuf,
     /// Takes the volumes and images that name no pool.
     pub default: bool,
+    /// The most that its images may take; `None`: no limit of their own.
+    pub image_cache_max: Option<Bytes>,
 }
 
 impl PoolSettings {
@@ -263,6 +265,7 @@ impl PoolSettings {
             kind: PoolKind::Qcow2,
             path,
             default: true,
+            image_cache_max: None,
         }
     }
 }

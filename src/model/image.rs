@@ -39,6 +39,9 @@ pub struct Image {
     pub create_time: Timestamp,
     /// The operation that imports it, or did.
     pub imported_by: OperationId,
+    /// When a volume was last made from it; `None` if none was yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_use_time: Option<Timestamp>,
 }
 
 /// Where an image's import stands.

@@ -215,6 +215,9 @@ reasons! {
 
     PoolFull "POOL_FULL" ResourceExhausted:
         "The pool has not enough free space."; "Make room, or use another pool.".
+    ImageCacheFull "IMAGE_CACHE_FULL" ResourceExhausted:
+        "The pool's images may not take more, and those that are there are in use.";
+        "Raise image_cache_max of the pool, or expunge VMs whose images are in it.".
     HostMemory "HOST_MEMORY" ResourceExhausted:
         "The host has not enough memory left."; "Use another host, or stop a VM.".
     HostVcpus "HOST_VCPUS" ResourceExhausted:

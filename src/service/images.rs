@@ -20,7 +20,7 @@ use crate::model::reason::Reason;
 use crate::model::request::{Envelope, ImportImage};
 use crate::storage::{ImageFile, ImageSource, SourcePolicy, UrlPrefix};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tracing::Instrument;
@@ -35,6 +35,10 @@ pub struct Images {
     /// Held from the look at what is known until an operation holds the image, so
     /// that whoever comes next with the same id finds it. Taken before the VMs'.
     admission: tokio::sync::Mutex<()>,
+    /// Held while room is made in a pool's cache.
+    pub(super) eviction: tokio::sync::Mutex<()>,
+    /// Those whose last use is not recorded yet.
+    used: Mutex<HashSet<ImageId>>,
     policy: SourcePolicy,
 }
 
@@ -79,6 +83,8 @@ impl Images {
         Ok(Self {
             known: Mutex::new(known),
             admission: tokio::sync::Mutex::default(),
+            eviction: tokio::sync::Mutex::default(),
+            used: Mutex::default(),
             policy,
         })
     }
@@ -131,6 +137,10 @@ impl Images {
         if let Some(known) = self.lock().get_mut(&image.id) {
             known.image = image.clone();
         }
+    }
+
+    pub(super) fn used(&self) -> MutexGuard<'_, HashSet<ImageId>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ImageId, Known>> {
@@ -244,6 +254,7 @@ async fn decide_import(
         actual_size: Bytes::ZERO,
         create_time: operation.create_time,
         imported_by: operation.id,
+        last_use_time: None,
     };
     let mut before = None;
     // One lock decides who imports this id.

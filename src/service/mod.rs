@@ -17,6 +17,7 @@ pub mod domains;
 pub mod fault;
 pub mod gate;
 pub mod hypervisor;
+pub mod image_cache;
 pub mod images;
 pub mod ledger;
 pub mod node;

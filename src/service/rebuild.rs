@@ -396,6 +396,7 @@ fn found_image(
         actual_size: file.actual_size,
         create_time: Timestamp::from_system(modified),
         imported_by,
+        last_use_time: None,
     };
     let import = ImportImage {
         image_id: None,

@@ -2,8 +2,8 @@
 //! back.
 //!
 //! Each object is one of four: known and present; lost (recorded, and its domain
-//! is gone); an orphan (ours by its metadata, but not recorded: told, never
-//! touched); foreign (never touched at all).
+//! is gone); an orphan (ours by its metadata, but not recorded: told, and left to
+//! `service::orphans`); foreign (never touched at all).
 
 use super::cell::View;
 use super::core::{Core, Readiness};

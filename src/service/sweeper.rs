@@ -5,7 +5,7 @@ use super::clock::proven_now;
 use super::core::{Core, Readiness};
 use super::domains::console_log;
 use super::fault::chain;
-use super::{node, vms};
+use super::{image_cache, node, vms};
 use crate::model::ids::VmId;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
@@ -43,6 +43,7 @@ pub async fn run(core: Arc<Core>) {
 async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
     core.pools.measure().await;
     trim_console_logs(core).await;
+    image_cache::record_uses(core).await;
     node::refresh_conditions(core);
     if *core.ready.borrow() != Readiness::Ready {
         return;

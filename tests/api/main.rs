@@ -13,6 +13,7 @@ mod bad_input;
 mod behind;
 mod create;
 mod host;
+mod image_cache;
 mod missing;
 mod operations;
 mod orphans;

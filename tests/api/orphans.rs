@@ -235,7 +235,7 @@ async fn a_removal_is_of_what_was_listed_and_is_repeated_by_its_request_id() {
     let refusal = refused(api.nodes().delete_orphan(missing).await);
     assert_eq!(
         refusal.brief(),
-        (Code::InvalidArgument, "FIELD_REQUIRED", vec![])
+        (Code::InvalidArgument, "FIELD_REQUIRED", vec!["generation"])
     );
 
     let orphan = one(&api, OrphanKind::Volume, &name).await;

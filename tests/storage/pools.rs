@@ -4,7 +4,7 @@ use crate::support::{MIB, Place, compressed, failure, names, request, run, stop_
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::ids::{ImageId, VolumeId};
 use kvmlet::model::image::ImageFormat;
-use kvmlet::storage::{Pool, Qcow2Pool, SourcePolicy, StorageErrorKind};
+use kvmlet::storage::{Pool, Qcow2Pool, Removal, SourcePolicy, StorageErrorKind};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::{Signal, kill};
 use std::fs::File;
@@ -266,4 +266,85 @@ fn a_volume_in_a_full_pool_is_refused_and_leaves_nothing() {
     assert_eq!(failure(result), StorageErrorKind::Full);
     assert_eq!(place.pool.volume(id).expect("a look"), None);
     assert_eq!(names(place.pool.scratch()), Vec::<String>::new());
+}
+
+#[test]
+fn an_entry_is_removed_only_as_it_was_listed_and_only_from_the_pools_own_folders() {
+    let place = Place::new();
+    let id = VolumeId::random();
+    let make = || place.pool.create_empty(id, MIB, &task()).expect("a volume");
+    let listed = || {
+        let entries = place.pool.entries().expect("a list");
+        entries.into_iter().next().expect("one entry")
+    };
+    make();
+    let first = listed();
+    assert_eq!(listed().generation, first.generation, "nothing has changed");
+    let path = place.folder.path().join("pool").join(&first.name);
+    std::fs::copy(&path, path.with_extension("new")).expect("a copy");
+    std::fs::rename(path.with_extension("new"), &path).expect("another file");
+    let remove = |name: &str, generation| place.pool.remove_entry(name, generation);
+    assert_eq!(
+        remove(&first.name, first.generation).expect("a look"),
+        Removal::Changed
+    );
+    assert!(path.exists());
+    let second = listed();
+    assert_eq!(
+        remove(&second.name, second.generation).expect("gone"),
+        Removal::Removed
+    );
+    assert_eq!(
+        remove(&second.name, second.generation).expect("a look"),
+        Removal::Absent
+    );
+    for name in [
+        "",
+        ".kvmlet.lock",
+        "volumes",
+        "volumes/",
+        "volumes/..",
+        "volumes/../../x",
+        "other/x.qcow2",
+        "/etc/passwd",
+    ] {
+        assert_eq!(failure(remove(name, 1)), StorageErrorKind::Denied, "{name}");
+    }
+}
+
+#[test]
+fn what_stands_on_an_entry_is_found_through_links_and_chains_that_go_round() {
+    let place = Place::new();
+    let image = place.image(1, 1);
+    let volume = VolumeId::random();
+    place
+        .pool
+        .create_overlay(volume, image, MIB, &task())
+        .expect("an overlay");
+    let name = format!("images/{image}.qcow2");
+    let text = |path: &Path| path.display().to_string();
+    let overlay = place
+        .folder
+        .path()
+        .join(format!("pool/volumes/{volume}.qcow2"));
+    let outside = place.folder.path().join("outside.qcow2");
+    std::os::unix::fs::symlink(&overlay, &outside).expect("a link");
+    let on = |disks: &[String]| place.pool.stands_on(&name, disks).expect("a look");
+    assert_eq!(on(&[]), None);
+    assert_eq!(on(&[text(&overlay)]), Some(text(&overlay)));
+    assert_eq!(on(&[text(&outside)]), Some(text(&outside)));
+    // Backing files that name one another, and disks that are not there.
+    let round = place.folder.path().join("round.qcow2");
+    let back = place.folder.path().join("back.qcow2");
+    for (file, below) in [(&round, &back), (&back, &round)] {
+        let below = text(below);
+        run(
+            "qemu-img",
+            &[
+                &"create", &"-q", &"-u", &"-f", &"qcow2", &"-F", &"qcow2", &"-b", &below, file,
+                &"1M",
+            ],
+        );
+    }
+    assert_eq!(on(&[text(&round), "/no/such/disk".to_owned()]), None);
 }

@@ -23,7 +23,7 @@ pub const SIMULATED: &str = "test:///default";
 pub struct Setup {
     /// `[hypervisor] uri`.
     pub uri: String,
-    /// Further lines for sections, such as `("vms", "retention = \"1s\"")`.
+    /// Further lines for sections, and for the pool `other`, such as `("vms", "retention = \"1s\"")`.
     pub lines: Vec<(&'static str, String)>,
     /// Further whole sections at the end.
     pub more: String,
@@ -98,6 +98,12 @@ impl Setup {
                 }
             }
         }
+        let other: String = self
+            .lines
+            .iter()
+            .filter(|(section, _)| *section == "other")
+            .map(|(_, line)| format!("{line}\n"))
+            .collect();
         text.push_str(&format!(
             r#"
 [[pools]]
@@ -110,6 +116,7 @@ default = true
 name = "other"
 kind = "qcow2"
 path = "{home}/other"
+{other}
 
 [[networks]]
 id = "default"

@@ -86,5 +86,6 @@ pub(in super::super) fn shown(image: &Image, volumes: usize) -> wire::Image {
         actual_size_bytes: image.actual_size.get(),
         create_time: Some(timestamp(image.create_time)),
         volume_count: u32::try_from(volumes).unwrap_or(u32::MAX),
+        last_use_time: image.last_use_time.map(timestamp),
     }
 }

@@ -129,6 +129,7 @@ pub(super) fn image() -> Image {
         actual_size: Bytes::mib(300),
         create_time: Timestamp(5),
         imported_by: OperationId::random(),
+        last_use_time: None,
     }
 }
 

@@ -103,25 +103,19 @@ pub(super) async fn prove(core: &Core, orphan: &Orphan) -> Result<(), Fault> {
     };
     let records = Records::read(core);
     match orphan.kind {
-        OrphanKind::ForeignDomain | OrphanKind::ForeignFile => {
-            return Err(Fault::new(
-                Reason::OrphanForeign,
-                "it is not kvmlet's, and never touched",
-            )
-            .with("orphan_id", orphan.id));
-        }
-        OrphanKind::UnusedImage => {
-            return recorded(
-                "the image is recorded: DeleteImage removes it",
-                "DeleteImage",
-            );
-        }
-        OrphanKind::ExpiredRoot => {
-            return recorded(
-                "the volume is a VM's: kvmlet goes on trying to remove it, and ExpungeVm removes it with its VM",
-                "ExpungeVm",
-            );
-        }
+        OrphanKind::ForeignDomain | OrphanKind::ForeignFile => Err(Fault::new(
+            Reason::OrphanForeign,
+            "it is not kvmlet's, and never touched",
+        )
+        .with("orphan_id", orphan.id)),
+        OrphanKind::UnusedImage => recorded(
+            "the image is recorded: DeleteImage removes it",
+            "DeleteImage",
+        ),
+        OrphanKind::ExpiredRoot => recorded(
+            "the volume is a VM's: kvmlet goes on trying to remove it, and ExpungeVm removes it with its VM",
+            "ExpungeVm",
+        ),
         OrphanKind::Volume
         | OrphanKind::Image
         | OrphanKind::CachedImage

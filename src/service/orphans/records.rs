@@ -75,7 +75,7 @@ impl Records {
     }
 
     /// The record of an image.
-    pub(super) fn image(&self, id: ImageId) -> Option<&Image> {
+    pub(in super::super) fn image(&self, id: ImageId) -> Option<&Image> {
         self.images.get(&id)
     }
 
@@ -84,8 +84,13 @@ impl Records {
         self.needed.contains(&(pool.to_owned(), id))
     }
 
+    /// Whether an operation is about an image, or makes a volume from it.
+    pub(in super::super) fn is_at_work(&self, image: ImageId) -> bool {
+        self.at_work.contains(&image.0)
+    }
+
     /// The recorded images that no volume is made from and no operation is about.
-    pub(super) fn unused_images(&self) -> impl Iterator<Item = &Image> {
+    pub(in super::super) fn unused_images(&self) -> impl Iterator<Item = &Image> {
         self.images.values().filter(|image| {
             image.state == ImageState::Ready
                 && !self.at_work.contains(&image.id.0)

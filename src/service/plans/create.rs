@@ -9,6 +9,7 @@ use crate::model::vm::{Life, Vm};
 use crate::service::cell::Cell;
 use crate::service::domains;
 use crate::service::gate::Lane;
+use crate::service::image_cache;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use crate::storage::Task;
 use async_trait::async_trait;
@@ -75,6 +76,7 @@ impl Step for CacheImage {
             .pools
             .call(&self.pool, move |pool, _| pool.image(image))
             .await?;
+        image_cache::note_use(&run.core, image);
         Ok(found.is_some())
     }
 
@@ -86,6 +88,7 @@ impl Step for CacheImage {
             .named(&image.pool, "pool")?
             .pool
             .image_source(self.image);
+        image_cache::make_room(&run.core, &self.pool, image.actual_size).await?;
         let id = self.image;
         let task = Task::new(
             run.operation.cancel_flag(),

@@ -10,6 +10,7 @@ use crate::model::request::ImportImage;
 use crate::service::core::Core;
 use crate::service::fault::{chain, from_source, internal};
 use crate::service::gate::Lane;
+use crate::service::image_cache;
 use crate::service::plan::{self, Plan, Run, Step, Undone};
 use crate::storage::{
     CheckedSource, ImageFile, ImageSource, SourcePolicy, SourceRequest, StorageErrorKind, Task,
@@ -185,6 +186,7 @@ impl Step for ConvertImage {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let source = source.ok_or_else(|| internal("an import has no source"))?;
+        image_cache::make_room(&run.core, &self.image.pool, source.data_size()).await?;
         let sha256 = source.sha256().to_owned();
         // What the source takes is known now; nothing was written for it yet.
         let id = self.image.id;
