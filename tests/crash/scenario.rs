@@ -325,7 +325,7 @@ impl Scenario {
                     image_id: stage.images[1].clone(),
                     stop_policy: powered.then(force),
                     start_after: powered,
-                    health_check: powered.then(|| HealthCheck {
+                    health_check: powered.then_some(HealthCheck {
                         sign: HealthSign::StillRunning as i32,
                         timeout: Some(prost_types::Duration {
                             seconds: 1,
