@@ -26,6 +26,9 @@ use tokio::sync::watch;
 /// Every so many sequences it is told how far it has come.
 const PROGRESS: usize = 1000;
 
+/// Lines of the daemon's log that are shown with a violation.
+const LOG: usize = 150;
+
 /// How much there is of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
@@ -90,6 +93,10 @@ pub async fn run(stage: &mut Stage, size: Size, seed: u64) -> Tally {
         }
         before = world;
         if !wrong.is_empty() {
+            let log = stage.daemon.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let end = &lines[lines.len().saturating_sub(LOG)..];
+            eprintln!("--- the end of the daemon's log ---\n{}", end.join("\n"));
             tally.wrong = wrong;
             break;
         }
