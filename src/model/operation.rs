@@ -342,6 +342,34 @@ impl Intent {
             Self::DeleteOrphan { .. } => OperationKind::DeleteOrphan,
         }
     }
+
+    /// Whether it cuts a guest's power without asking it.
+    pub const fn cuts_power(&self) -> bool {
+        match self {
+            Self::StopVm {
+                policy,
+                discard_saved_memory,
+            } => matches!(policy, StopPolicy::Force) && !*discard_saved_memory,
+            Self::DeleteVm { stop, .. }
+            | Self::ReplaceRootVolume { stop, .. }
+            | Self::RevertRootVolume { stop, .. } => {
+                matches!(stop, Some(StopPolicy::Force))
+            }
+            Self::CreateVm { .. }
+            | Self::UpdateVm { .. }
+            | Self::RecoverVm
+            | Self::ExpungeVm
+            | Self::StartVm { .. }
+            | Self::RebootVm
+            | Self::ResetVm
+            | Self::PauseVm
+            | Self::ResumeVm
+            | Self::SaveVm
+            | Self::ImportImage { .. }
+            | Self::DeleteImage
+            | Self::DeleteOrphan { .. } => false,
+        }
+    }
 }
 
 impl OperationKind {

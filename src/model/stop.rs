@@ -58,3 +58,14 @@ pub struct PowerOutcome {
     #[serde(default)]
     pub last_signal: Option<Timestamp>,
 }
+
+impl PowerOutcome {
+    /// Its power was cut, and nobody had asked it before.
+    pub const FORCED: Self = Self {
+        method: PowerMethod::Force,
+        signals_sent: 0,
+        waited: Duration::ZERO,
+        forced: true,
+        last_signal: None,
+    };
+}

@@ -137,7 +137,7 @@ impl Step for StopGuest {
 
 impl StopGuest {
     async fn cut_power(&self, run: &Run, asked: &Asked) -> Result<(), Fault> {
-        let before = run.operation.get().power_outcome;
+        let before = (asked.signals > 0).then(|| asked.outcome(asked.method));
         // Told before it is known: if its outcome is not, and the guest is then
         // found to be off, this was it.
         tell(run, asked.outcome(PowerMethod::Force));
@@ -207,6 +207,10 @@ impl StopGuest {
                 if self.undo == UndoStop::Nothing {
                     run.operation.pass_point_of_no_return()?;
                 }
+                // Before it is done: whoever looks after the agent's end knows what
+                // the guest died of.
+                tell(run, asked.outcome(PowerMethod::Force));
+                self.keep(run).await;
                 self.cut_power(run, &asked).await
             }
             OnTimeout::Fail => Err(Fault::new(

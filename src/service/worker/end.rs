@@ -8,6 +8,7 @@ use crate::model::operation::{
     Intent, Operation, OperationKind, OperationResult, OperationState, RollbackState,
 };
 use crate::model::reason::Reason;
+use crate::model::stop::PowerOutcome;
 use crate::model::vm::{Life, Vm};
 use crate::service::operations::{LiveOperation, now};
 use crate::service::plan::{self, Ended, Plan, Run};
@@ -188,6 +189,11 @@ fn outcome(live: &LiveOperation, ended: &Ended) -> Operation {
     };
     if operation.state == OperationState::Succeeded {
         operation.progress_percent = 100;
+        if operation.intent.cuts_power() {
+            // The agent's end may have cut it off before it was told; the guest was
+            // then found to be off.
+            operation.power_outcome.get_or_insert(PowerOutcome::FORCED);
+        }
     }
     operation
 }
