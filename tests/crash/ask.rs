@@ -23,6 +23,7 @@ pub enum Ask {
     Revert(RevertRootVolumeRequest),
     Import(Box<ImportImageRequest>),
     DeleteImage(DeleteImageRequest),
+    DeleteOrphan(DeleteOrphanRequest),
 }
 
 impl Ask {
@@ -48,6 +49,7 @@ impl Ask {
             Self::Revert(request) => request.request_id = request_id,
             Self::Import(request) => request.request_id = request_id,
             Self::DeleteImage(request) => request.request_id = request_id,
+            Self::DeleteOrphan(request) => request.request_id = request_id,
         }
         anew
     }
@@ -72,6 +74,7 @@ impl Ask {
             Self::Revert(request) => vms.revert_root_volume(request).await,
             Self::Import(request) => images.import_image(*request).await,
             Self::DeleteImage(request) => images.delete_image(request).await,
+            Self::DeleteOrphan(request) => api.nodes().delete_orphan(request).await,
         }
     }
 }

@@ -118,9 +118,7 @@ fn main() -> ExitCode {
     println!("{}", line("crash matrix", &total));
     if arguments.filter.is_none() && !arguments.list {
         let missed: Vec<&str> = marked::described()
-            // What an orphan is would break the invariants before it is removed: it is
-            // killed in tests/api/orphans.rs.
-            .filter(|step| *step != "remove-orphan" && !total.steps.contains(*step))
+            .filter(|step| !total.steps.contains(*step))
             .collect();
         if !missed.is_empty() {
             println!("steps that no scenario goes through: {missed:?}");

@@ -5,6 +5,7 @@ use super::ask::Ask;
 use super::stage::{Host, Stage};
 use crate::support::PATIENCE;
 use crate::support::api::{force, graceful, id};
+use crate::support::images::qemu_img;
 use crate::support::libvirtd::Libvirtd;
 use crate::support::until;
 use kvmlet::proto::v1::*;
@@ -38,6 +39,8 @@ pub enum Scenario {
     Expunge,
     Import,
     DeleteImage,
+    /// A volume that no record knows.
+    DeleteOrphan,
 }
 
 /// A request that is about to be sent, and what it is about.
@@ -48,6 +51,8 @@ pub struct Prepared {
     pub vm: Option<String>,
     /// An image that only this is about.
     pub image: Option<String>,
+    /// A volume of no record that only this is about.
+    pub stray: Option<String>,
     /// Ids that are known before, by what they are.
     pub names: Vec<(String, &'static str)>,
 }
@@ -62,6 +67,7 @@ impl Scenario {
         Self::DeleteForGood,
         Self::Import,
         Self::DeleteImage,
+        Self::DeleteOrphan,
         Self::Delete,
         Self::Recover,
         Self::RecoverLost,
@@ -117,6 +123,7 @@ impl Scenario {
             Self::Expunge => "expunge-vm",
             Self::Import => "import-image",
             Self::DeleteImage => "delete-image",
+            Self::DeleteOrphan => "delete-orphan",
         }
     }
 
@@ -139,6 +146,7 @@ impl Scenario {
             Self::Expunge => "ExpungeVm",
             Self::Import => "ImportImage",
             Self::DeleteImage => "DeleteImage",
+            Self::DeleteOrphan => "DeleteOrphan",
         }
     }
 
@@ -166,6 +174,7 @@ impl Scenario {
                 });
                 of_image(ask, image_id)
             }
+            Self::DeleteOrphan => orphan(stage).await,
             _ => self.of_vm(stage).await,
         }
     }
@@ -217,6 +226,7 @@ impl Scenario {
             ],
             vm: Some(vm_id),
             image: None,
+            stray: None,
         }
     }
 
@@ -292,7 +302,9 @@ impl Scenario {
             })
         };
         match self {
-            Self::Create | Self::Import | Self::DeleteImage => unreachable!("not of a VM"),
+            Self::Create | Self::Import | Self::DeleteImage | Self::DeleteOrphan => {
+                unreachable!("not of a VM")
+            }
             Self::Start | Self::StartFromMemory => plain!(Start, StartVmRequest),
             Self::StartDiscardingMemory => Ask::Start(StartVmRequest {
                 vm_id,
@@ -383,6 +395,7 @@ fn create(stage: &Stage) -> Prepared {
         ],
         vm: Some(vm_id),
         image: None,
+        stray: None,
     }
 }
 
@@ -392,6 +405,33 @@ fn of_image(ask: Ask, image_id: String) -> Prepared {
         vm: None,
         names: vec![(image_id.clone(), "<image>")],
         image: Some(image_id),
+        stray: None,
+    }
+}
+
+async fn orphan(stage: &Stage) -> Prepared {
+    let volume = id();
+    let file = format!("volumes/{volume}.qcow2");
+    let path = stage.daemon.home().join("pool").join(&file);
+    qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "1M"]);
+    let request = ListOrphansRequest {
+        page_size: 1000,
+        ..Default::default()
+    };
+    let listed = stage.api().nodes().list_orphans(request).await;
+    let listed = listed.expect("orphans can be listed").into_inner().orphans;
+    let orphan = listed.into_iter().find(|orphan| orphan.name == file);
+    let orphan = orphan.expect("the file is listed");
+    Prepared {
+        ask: Ask::DeleteOrphan(DeleteOrphanRequest {
+            request_id: id(),
+            orphan_id: orphan.id,
+            generation: orphan.generation,
+        }),
+        vm: None,
+        names: vec![(volume.clone(), "<stray>")],
+        image: None,
+        stray: Some(volume),
     }
 }
 

@@ -5,7 +5,7 @@ use super::scenario::Prepared;
 use crate::support::world::World;
 use std::fmt::Write;
 
-/// The VM and the image that an operation is about, as they are now.
+/// The VM, the image and the stray volume that an operation is about, as they are now.
 pub fn shape(world: &World, prepared: &Prepared) -> String {
     let mut text = String::new();
     if let Some(id) = &prepared.vm {
@@ -14,13 +14,10 @@ pub fn shape(world: &World, prepared: &Prepared) -> String {
     if let Some(id) = &prepared.image {
         let image = world.images.get(id);
         let image = image.map(|image| (image.state(), image.virtual_size_bytes, &image.pool));
-        let files = world.files.keys().filter(|file| file.contains(id.as_str()));
-        writeln!(
-            text,
-            "image {image:?}, files {:?}",
-            files.collect::<Vec<_>>()
-        )
-        .unwrap();
+        writeln!(text, "image {image:?}, files {:?}", files(world, id)).unwrap();
+    }
+    if let Some(id) = &prepared.stray {
+        writeln!(text, "files {:?}", files(world, id)).unwrap();
     }
     for (id, name) in &prepared.names {
         text = text.replace(id.as_str(), name);
@@ -30,6 +27,12 @@ pub fn shape(world: &World, prepared: &Prepared) -> String {
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
     lines.join("\n") + "\n"
+}
+
+/// The files that have an id in their names.
+fn files<'a>(world: &'a World, id: &str) -> Vec<&'a String> {
+    let files = world.files.keys();
+    files.filter(|file| file.contains(id)).collect()
 }
 
 fn vm(text: &mut String, world: &World, id: &str) {
