@@ -174,7 +174,10 @@ async fn lists_are_tables_for_people_ids_when_quiet_and_json_for_scripts() {
     cli.run(&format!("vm create web1 {SMALL}")).done();
     for (what, columns) in [
         ("vm list", "ID NAME STATE VCPUS MEMORY VNC CREATED"),
-        ("image list", "ID NAME STATE SIZE USED POOL VOLUMES CREATED"),
+        (
+            "image list",
+            "ID NAME STATE SIZE USED POOL VOLUMES LAST USE CREATED",
+        ),
         (
             "volume list",
             "ID NAME KIND STATE POOL SIZE USED VM CREATED",

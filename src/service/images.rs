@@ -5,8 +5,9 @@
 //! pool, verified and durable.
 
 use super::core::Core;
+use super::ending;
 use super::fault::{chain, from_source, internal};
-use super::operations::{Claim, LiveOperation, fingerprint, first_difference, new_operation, now};
+use super::operations::{Claim, LiveOperation, fingerprint, first_difference, new_operation};
 use super::plan::{self, Ended, Plan, Run};
 use super::{plans, preview};
 use crate::config::ImageSettings;
@@ -22,12 +23,7 @@ use crate::storage::{ImageFile, ImageSource, SourcePolicy, UrlPrefix};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tracing::Instrument;
-
-/// How long to wait before the end of an operation is written again.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// All images.
 pub struct Images {
@@ -487,19 +483,11 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
         _ => Plan::new(),
     };
     let ended = plan::execute(&run, &plan).await;
-    let (state, error) = match ended {
-        Ended::Halted => return,
-        Ended::Succeeded => (OperationState::Succeeded, None),
-        Ended::Failed(fault) => (OperationState::Failed, Some(fault)),
-        Ended::Cancelled(fault) => (OperationState::Cancelled, Some(fault)),
-    };
-    let mut operation = Operation::clone(&live.get());
-    operation.state = state;
-    operation.end_time = Some(now());
-    let succeeded = state == OperationState::Succeeded;
-    if succeeded {
-        operation.progress_percent = 100;
+    if let Ended::Halted = ended {
+        return;
     }
+    let mut operation = ending::ended(&live, &ended);
+    let succeeded = operation.state == OperationState::Succeeded;
     let image = match (&operation.intent, core.images.get(id)) {
         (Intent::ImportImage { .. }, Ok(image)) if succeeded => {
             let made = made.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -525,7 +513,7 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
         }),
         _ => None,
     };
-    match &error {
+    match &operation.error {
         None => tracing::info!(operation_id = %operation.id, image_id = %id, "operation succeeded"),
         Some(fault) => tracing::warn!(
             operation_id = %operation.id,
@@ -534,37 +522,24 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
             "operation did not succeed"
         ),
     }
-    operation.error = error;
     operation.result = image
         .clone()
         .map(|image| OperationResult::Image(Box::new(image)));
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let changes = match &image {
-            Some(image) => Batch::new().put_image(image),
-            None => Batch::new().delete_image(id),
-        };
-        let publish = || {
-            let mut known = core.images.lock();
-            match (&image, known.get_mut(&id)) {
-                (Some(image), Some(known)) => {
-                    known.image = image.clone();
-                    known.current = None;
-                }
-                _ => drop(known.remove(&id)),
+    let changes = || match &image {
+        Some(image) => Batch::new().put_image(image),
+        None => Batch::new().delete_image(id),
+    };
+    let publish = || {
+        let mut known = core.images.lock();
+        match (&image, known.get_mut(&id)) {
+            (Some(image), Some(known)) => {
+                known.image = image.clone();
+                known.current = None;
             }
-        };
-        let told = core
-            .operations
-            .end(&live, operation.clone(), changes, publish);
-        if told.await.is_ok() || core.stopping.is_cancelled() {
-            return;
+            _ => drop(known.remove(&id)),
         }
-        // The journal can't be written; the operation is shown at work until it
-        // can, or until the agent's next start.
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
-    }
+    };
+    ending::record(core, &live, &operation, changes, publish).await;
 }
 
 /// Whether a URL carries a user name or password.

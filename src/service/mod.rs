@@ -14,6 +14,7 @@ pub mod clock;
 pub mod consoles;
 pub mod core;
 pub mod domains;
+mod ending;
 pub mod fault;
 pub mod gate;
 pub mod hypervisor;

@@ -27,6 +27,33 @@ pub enum Ask {
 }
 
 impl Ask {
+    /// Changes the hardware of a VM, or else its name.
+    pub fn update(
+        vm_id: String,
+        request_id: String,
+        name: String,
+        hardware: Option<Hardware>,
+    ) -> Self {
+        let path = if hardware.is_some() {
+            "hardware"
+        } else {
+            "name"
+        };
+        Self::Update(Box::new(UpdateVmRequest {
+            request_id,
+            vm: Some(Vm {
+                id: vm_id,
+                name,
+                hardware,
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec![path.to_owned()],
+            }),
+            ..Default::default()
+        }))
+    }
+
     /// The same as a request of its own.
     #[must_use]
     pub fn anew(&self) -> Self {

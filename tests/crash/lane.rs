@@ -211,24 +211,8 @@ impl Lane {
     }
 
     fn update(&mut self, request_id: String, hardware: Option<Hardware>) -> Ask {
-        let path = if hardware.is_some() {
-            "hardware"
-        } else {
-            "name"
-        };
-        Ask::Update(Box::new(UpdateVmRequest {
-            request_id,
-            vm: Some(Vm {
-                id: self.vm_id.clone(),
-                name: format!("named {}", self.random.random_range(0..100)),
-                hardware,
-                ..Default::default()
-            }),
-            update_mask: Some(prost_types::FieldMask {
-                paths: vec![path.to_owned()],
-            }),
-            ..Default::default()
-        }))
+        let name = format!("named {}", self.random.random_range(0..100));
+        Ask::update(self.vm_id.clone(), request_id, name, hardware)
     }
 
     /// Asks, sees it through, and holds what came of it against what had to.

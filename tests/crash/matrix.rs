@@ -14,6 +14,7 @@ use crate::support::world::World;
 use kvmlet::proto::v1::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
+use tonic::Code;
 
 /// What came of a matrix.
 #[derive(Debug, Default)]
@@ -372,25 +373,28 @@ impl<'a> Matrix<'a> {
         self.stage.arm(&[]);
         let after = self.stage.see().await;
         let after_shape = shape(&after, &prepared);
-        let wanted = match &cancelled {
-            Ok(_) => OperationState::Cancelled,
-            Err(_) => OperationState::Succeeded,
-        };
-        let refusal = cancelled.err().map(|status| Refusal::from(&status).reason);
         // A graceful stop passes it where the guest is off.
         let can = match self.scenario {
             Scenario::StopGracefully => place == "before",
             scenario => can_be_cancelled(scenario, steps, step),
         };
+        let refusal = cancelled.err().map(|status| Refusal::from(&status));
+        let (wanted, wrong) = match (&refusal, &operation.error) {
+            (None, Some(why)) => (
+                OperationState::Cancelled,
+                brief(&Refusal::from(why)) != (Code::Cancelled, "CANCELLED_BY_CALLER"),
+            ),
+            (None, None) => (OperationState::Cancelled, true),
+            (Some(refusal), _) => (
+                OperationState::Succeeded,
+                brief(refusal) != (Code::FailedPrecondition, "NOT_CANCELLABLE")
+                    || refusal.metadata.get("operation_id") != Some(&operation_id),
+            ),
+        };
         let outcome = if can != refusal.is_none() {
             Err(format!("{refusal:?}, which the runbook says otherwise"))
-        } else if operation.state() != wanted {
-            Err(format!("{refusal:?}, and it ended {:?}", operation.state()))
-        } else if refusal
-            .as_ref()
-            .is_some_and(|reason| reason != "NOT_CANCELLABLE")
-        {
-            Err(format!("refused with {refusal:?}"))
+        } else if operation.state() != wanted || wrong {
+            Err(format!("{refusal:?}, and it ended {operation:?}"))
         } else {
             Ok(Outcome {
                 operation,
@@ -423,6 +427,10 @@ impl<'a> Matrix<'a> {
             std::fs::remove_file(self.stage.daemon.home().join(file)).unwrap();
         }
     }
+}
+
+fn brief(refusal: &Refusal) -> (Code, &str) {
+    (refusal.code, &refusal.reason)
 }
 
 /// Each point with which time it is reached, from 0.

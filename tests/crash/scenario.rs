@@ -320,14 +320,14 @@ impl Scenario {
             Self::Pause => plain!(Pause, PauseVmRequest),
             Self::Resume => plain!(Resume, ResumeVmRequest),
             Self::Save => plain!(Save, SaveVmRequest),
-            Self::Describe => update(vm_id, request_id, None),
+            Self::Describe => Ask::update(vm_id, request_id, "renamed".to_owned(), None),
             Self::ChangeHardware => {
                 let hardware = Hardware {
                     vcpus: 2,
                     memory_bytes: 32 << 20,
                     ..Default::default()
                 };
-                update(vm_id, request_id, Some(hardware))
+                Ask::update(vm_id, request_id, "renamed".to_owned(), Some(hardware))
             }
             Self::ReplaceRoot | Self::ReplaceRootWithoutPower => {
                 let powered = self == Self::ReplaceRoot;
@@ -433,25 +433,4 @@ async fn orphan(stage: &Stage) -> Prepared {
         image: None,
         stray: Some(volume),
     }
-}
-
-fn update(vm_id: String, request_id: String, hardware: Option<Hardware>) -> Ask {
-    let path = if hardware.is_some() {
-        "hardware"
-    } else {
-        "name"
-    };
-    Ask::Update(Box::new(UpdateVmRequest {
-        request_id,
-        vm: Some(Vm {
-            id: vm_id,
-            name: "renamed".to_owned(),
-            hardware,
-            ..Default::default()
-        }),
-        update_mask: Some(prost_types::FieldMask {
-            paths: vec![path.to_owned()],
-        }),
-        ..Default::default()
-    }))
 }

@@ -7,8 +7,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod ask;
-mod cancel;
 mod clock;
 mod full;
 mod small;

@@ -4,22 +4,19 @@ use super::{list, prove};
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::ids::OrphanId;
-use crate::model::operation::{Intent, Operation, OperationState};
+use crate::model::operation::{Intent, Operation};
 use crate::model::orphan::Orphan;
 use crate::model::reason::Reason;
 use crate::model::request::Envelope;
 use crate::service::core::Core;
+use crate::service::ending;
 use crate::service::fault::internal;
-use crate::service::operations::{Claim, LiveOperation, fingerprint, new_operation, now};
+use crate::service::operations::{Claim, LiveOperation, fingerprint, new_operation};
 use crate::service::plan::{self, Ended, Plan, Run};
 use crate::service::plans;
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
 use tracing::Instrument;
-
-/// How long to wait before the end of an operation is written again.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// Deletes an orphan; `generation` is as it was listed.
 ///
@@ -95,20 +92,13 @@ async fn work(core: &Arc<Core>, orphan: &Orphan, live: Arc<LiveOperation>) {
         return;
     }
     let plan: Plan = plans::orphans::delete(orphan);
-    let (state, error) = match plan::execute(&run, &plan).await {
-        Ended::Halted => return,
-        Ended::Succeeded => (OperationState::Succeeded, None),
-        Ended::Failed(fault) => (OperationState::Failed, Some(fault)),
-        Ended::Cancelled(fault) => (OperationState::Cancelled, Some(fault)),
-    };
-    let mut operation = Operation::clone(&live.get());
-    operation.state = state;
-    operation.end_time = Some(now());
-    if state == OperationState::Succeeded {
-        operation.progress_percent = 100;
+    let ended = plan::execute(&run, &plan).await;
+    if let Ended::Halted = ended {
+        return;
     }
+    let operation = ending::ended(&live, &ended);
     let (kind, pool, name) = (orphan.kind.as_str(), &orphan.pool, &orphan.name);
-    match &error {
+    match &operation.error {
         None => tracing::info!(operation_id = %operation.id, kind, pool, name, "orphan removed"),
         Some(fault) => tracing::warn!(
             operation_id = %operation.id,
@@ -119,21 +109,8 @@ async fn work(core: &Arc<Core>, orphan: &Orphan, live: Arc<LiveOperation>) {
             "operation did not succeed"
         ),
     }
-    operation.error = error;
-    loop {
-        let publish = || drop(core.orphans.live().remove(&orphan.id));
-        let told = core
-            .operations
-            .end(&live, operation.clone(), Batch::new(), publish);
-        if told.await.is_ok() {
-            return;
-        }
-        tokio::select! {
-            // It is run again at the next start, and finds all done.
-            () = core.stopping.cancelled() => return,
-            () = tokio::time::sleep(PAUSE) => {}
-        }
-    }
+    let publish = || drop(core.orphans.live().remove(&orphan.id));
+    ending::record(core, &live, &operation, Batch::new, publish).await;
 }
 
 fn busy(core: &Core, id: OrphanId) -> Result<(), Fault> {

@@ -3,13 +3,13 @@
 use super::{Fate, Worker};
 use crate::journal::Batch;
 use crate::model::fault::Fault;
-use crate::model::lifecycle::{Resting, StateReason};
+use crate::model::lifecycle::{Resting, Seen, StateReason};
 use crate::model::operation::{
     Intent, Operation, OperationKind, OperationResult, OperationState, RollbackState,
 };
 use crate::model::reason::Reason;
-use crate::model::stop::PowerOutcome;
 use crate::model::vm::{Life, Vm};
+use crate::service::ending;
 use crate::service::operations::{LiveOperation, now};
 use crate::service::plan::{self, Ended, Plan, Run};
 use crate::service::plans;
@@ -82,7 +82,7 @@ impl Worker {
             return Fate::Stays;
         }
         self.look().await;
-        let mut operation = outcome(&live, &ended);
+        let mut operation = ending::ended(&live, &ended);
         let succeeded = operation.state == OperationState::Succeeded;
         let settled = match self.cell.vm() {
             Ok(vm) => plans::settle(vm, &operation, succeeded),
@@ -146,7 +146,10 @@ impl Worker {
         if succeeded && forced && vm.seen.resting == Resting::Crashed {
             // To a libvirt that was just finding its domains again, a QEMU that was
             // killed has died.
-            vm.seen.resting = Resting::Stopped;
+            vm.seen = Seen {
+                resting: Resting::Stopped,
+                reason: StateReason::Operation,
+            };
         }
         let there = leads_to(&operation.intent) == Some(vm.seen.resting);
         // One that only gives or takes power begins elsewhere: that the VM is there
@@ -176,26 +179,6 @@ impl Worker {
         }
         vm
     }
-}
-
-/// The operation as it ended.
-fn outcome(live: &LiveOperation, ended: &Ended) -> Operation {
-    let mut operation = Operation::clone(&live.get());
-    operation.end_time = Some(now());
-    (operation.state, operation.error) = match ended {
-        Ended::Succeeded | Ended::Halted => (OperationState::Succeeded, None),
-        Ended::Failed(fault) => (OperationState::Failed, Some(fault.clone())),
-        Ended::Cancelled(fault) => (OperationState::Cancelled, Some(fault.clone())),
-    };
-    if operation.state == OperationState::Succeeded {
-        operation.progress_percent = 100;
-        if operation.intent.cuts_power() {
-            // The agent's end may have cut it off before it was told; the guest was
-            // then found to be off.
-            operation.power_outcome.get_or_insert(PowerOutcome::FORCED);
-        }
-    }
-    operation
 }
 
 /// The state that an operation brings a VM to, if to a certain one.
