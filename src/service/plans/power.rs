@@ -429,14 +429,23 @@ impl Step for Save {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
+        let before = domain(run, &self.cell).await?.power;
+        let Err(fault) = self.save(run).await else {
+            return Ok(());
+        };
+        // Of a saving that was cut off at its end libvirt forgets that the guest
+        // stood still before, and QEMU saves it only once it has gone on.
+        let now = domain(run, &self.cell).await;
+        let goes_on = now.is_ok_and(|domain| matches!(domain.power, Power::Running(_)));
+        if !matches!(before, Power::Paused(_)) || !goes_on {
+            return Err(fault);
+        }
         let id = self.cell.id;
-        let answer = run
-            .core
+        run.core
             .hypervisor
-            .try_call(Lane::Memory, move |host| host.managed_save(id))
+            .call(Lane::Control, move |host| host.suspend(id))
             .await?;
-        let words = "the guest's memory could not be saved; most often libvirt has no room for it";
-        answer.map_err(|error| refused(&error, Reason::SaveFailed, words))
+        self.save(run).await
     }
 
     /// libvirt lets the guest go on if saving fails.
@@ -446,5 +455,18 @@ impl Step for Save {
 
     fn is_point_of_no_return(&self) -> bool {
         true
+    }
+}
+
+impl Save {
+    async fn save(&self, run: &Run) -> Result<(), Fault> {
+        let id = self.cell.id;
+        let answer = run
+            .core
+            .hypervisor
+            .try_call(Lane::Memory, move |host| host.managed_save(id))
+            .await?;
+        let words = "the guest's memory could not be saved; most often libvirt has no room for it";
+        answer.map_err(|error| refused(&error, Reason::SaveFailed, words))
     }
 }

@@ -143,9 +143,17 @@ impl Worker {
         let forced = operation
             .power_outcome
             .is_some_and(|outcome| outcome.forced);
-        if succeeded && forced && vm.seen.resting == Resting::Crashed {
+        let discarded = matches!(
+            operation.intent,
+            Intent::StopVm {
+                discard_saved_memory: true,
+                ..
+            }
+        );
+        let off = succeeded && (forced || discarded);
+        if off && vm.seen.resting == Resting::Crashed {
             // To a libvirt that was just finding its domains again, a QEMU that was
-            // killed has died.
+            // killed, or that ended because all its memory was saved, has died.
             vm.seen = Seen {
                 resting: Resting::Stopped,
                 reason: StateReason::Operation,
