@@ -434,6 +434,48 @@ impl Host {
         })
     }
 
+    /// Whether the domain carries exactly this title, description and metadata, in
+    /// its definition and in what runs; false when there is no such domain. Two to
+    /// eight calls.
+    ///
+    /// # Errors
+    /// Those of any call; nothing is changed.
+    pub fn has_metadata(
+        &self,
+        id: VmId,
+        metadata: &Metadata,
+        title: &str,
+        description: &str,
+    ) -> Result<bool, LibvirtError> {
+        const WHAT: &str = "read domain's metadata";
+        let found = present(self.with_domain(WHAT, id, |domain| {
+            let mut places = vec![sys::VIR_DOMAIN_AFFECT_CURRENT];
+            // Writing is not one act: what runs is first, the definition second.
+            if self.on_found(WHAT, domain, power::read)?.is_active()
+                && self.on_found(WHAT, domain, Domain::is_persistent)?
+            {
+                places.push(sys::VIR_DOMAIN_AFFECT_CONFIG);
+            }
+            for place in places {
+                let found = self.on_found(WHAT, domain, |d| element(d, place))?;
+                if readable(found).as_ref() != Some(metadata) {
+                    return Ok(false);
+                }
+                for (kind, wanted) in [
+                    (sys::VIR_DOMAIN_METADATA_TITLE, title),
+                    (sys::VIR_DOMAIN_METADATA_DESCRIPTION, description),
+                ] {
+                    let found = self.on_found(WHAT, domain, |d| text(d, kind, None, place))?;
+                    if found.unwrap_or_default() != wanted {
+                        return Ok(false);
+                    }
+                }
+            }
+            Ok(true)
+        }))?;
+        Ok(found.unwrap_or(false))
+    }
+
     /// Where the domain's display can be reached now; `None` when it has none,
     /// or is off.
     ///
@@ -491,11 +533,22 @@ impl Host {
 
 /// Our element in a domain's metadata as it is; `None` when there is none.
 fn raw_metadata(domain: &Domain) -> Result<Option<String>, VirtError> {
-    match domain.metadata(
-        constant(sys::VIR_DOMAIN_METADATA_ELEMENT),
-        Some(xml::METADATA_NAMESPACE),
-        sys::VIR_DOMAIN_AFFECT_CURRENT,
-    ) {
+    element(domain, sys::VIR_DOMAIN_AFFECT_CURRENT)
+}
+
+fn element(domain: &Domain, place: u32) -> Result<Option<String>, VirtError> {
+    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT;
+    text(domain, kind, Some(xml::METADATA_NAMESPACE), place)
+}
+
+/// A part of a domain's metadata; `None` when there is none.
+fn text(
+    domain: &Domain,
+    kind: u32,
+    namespace: Option<&str>,
+    place: u32,
+) -> Result<Option<String>, VirtError> {
+    match domain.metadata(constant(kind), namespace, place) {
         Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomainMetadata) => Ok(None),
         answer => answer.map(Some),
     }

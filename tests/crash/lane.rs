@@ -19,6 +19,9 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic_types::StatusExt;
 
+/// How often the end of an operation is waited for, a minute each.
+const WAITS: u32 = 3;
+
 /// The daemon as it is now: a new connection after each restart.
 pub type Line = watch::Receiver<Api>;
 
@@ -34,6 +37,10 @@ pub struct Lane {
     kept: usize,
     /// Whether it was SAVED when it was deleted.
     saved: bool,
+    /// Whether its guest was asked to reboot since it has power. libvirt keeps that
+    /// in mind, and a libvirt that is started again while such a guest is paused
+    /// takes the pause for a part of the reboot, and lets it go on.
+    rebooting: bool,
     /// How it was asked for.
     created: Option<CreateVmRequest>,
     /// What has been done, for the telling.
@@ -58,6 +65,7 @@ impl Lane {
             state: None,
             kept: 0,
             saved: false,
+            rebooting: false,
             created: None,
             story: Vec::new(),
         }
@@ -100,6 +108,9 @@ impl Lane {
         let row = match (row, self.state) {
             (lifecycle::Ask::DiscardSaved, Some(Resting::Running | Resting::Paused)) => {
                 lifecycle::Ask::StopGraceful
+            }
+            (lifecycle::Ask::Pause, Some(Resting::Running)) if self.rebooting => {
+                lifecycle::Ask::StopForce
             }
             (row, _) => row,
         };
@@ -271,6 +282,8 @@ impl Lane {
                         .is_some_and(|error| Refusal::from(error).reason == "OUTCOME_UNKNOWN") => {}
             _ => return Err(format!("ended as {ended:?}")),
         }
+        self.rebooting |= due == Decision::Go && wish.row == lifecycle::Ask::Reboot;
+        self.rebooting &= self.state == Some(Resting::Running);
         self.check().await
     }
 
@@ -376,10 +389,18 @@ impl Lane {
                 nanos: 0,
             }),
         };
-        let answer = self
-            .call(async |api| api.operations().wait_operation(request.clone()).await)
-            .await;
-        answer.expect("an answered operation is known").into_inner()
+        // A libvirt that died in the start of a guest waits for its QEMU for long.
+        let mut waits = 0;
+        loop {
+            let answer = self
+                .call(async |api| api.operations().wait_operation(request.clone()).await)
+                .await;
+            let operation = answer.expect("an answered operation is known").into_inner();
+            waits += 1;
+            if waits == WAITS || operation.end_time.is_some() {
+                return operation;
+            }
+        }
     }
 
     /// Makes a call, and makes it again over each death of the daemon.

@@ -221,7 +221,10 @@ impl Drop for Stage {
         let Host::Qemu(root) = &self.host else { return };
         // Its guests outlive it, which is what it is made for.
         for domain in domains_below(root.path()).values() {
-            if let Ok(process) = domain.incarnation.parse() {
+            // 0 while QEMU is being started.
+            if let Ok(process) = domain.incarnation.parse()
+                && process > 1
+            {
                 let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
             }
         }

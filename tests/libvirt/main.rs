@@ -242,8 +242,12 @@ fn metadata_comes_back_as_it_was_written() {
         record: "]]> <!-- \r\n\t & 'x'".to_owned(),
         ..spec.metadata.clone()
     };
+    assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(false));
     host.set_metadata(id, &live, "", "text").unwrap();
     assert_eq!(read(), Some(live.clone()), "while it runs");
+    assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(true));
+    assert_eq!(host.has_metadata(id, &live, "title", "text"), Ok(false));
+    assert_eq!(host.has_metadata(id, &live, "", ""), Ok(false));
     host.destroy(id).unwrap();
     assert_eq!(read(), Some(live), "and in the definition");
 

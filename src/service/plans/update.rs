@@ -46,12 +46,14 @@ impl DescribeDomain {
     }
 
     async fn carries(&self, run: &Run, vm: &Vm) -> Result<bool, Fault> {
-        DefineDomain {
-            cell: self.cell.clone(),
-            vm: vm.clone(),
-        }
-        .is_done(run)
-        .await
+        let (id, metadata) = (vm.id, domains::metadata(vm)?);
+        let (title, description) = (vm.name.clone(), vm.description.clone());
+        run.core
+            .hypervisor
+            .call(Lane::Read, move |host| {
+                host.has_metadata(id, &metadata, &title, &description)
+            })
+            .await
     }
 }
 
