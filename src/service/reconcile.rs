@@ -71,11 +71,22 @@ impl Reconciler {
         let mut of_orphans = Vec::new();
         for operation in loaded.operations {
             match (operation.vm_id, operation.image_id) {
-                // A forced stop that had overtaken a graceful one is the newer.
                 (Some(vm), _) => {
-                    if let Some(older) = unfinished.insert(vm, operation) {
-                        tracing::warn!(operation_id = %older.id, "an overtaken operation is dropped");
-                        self.drop_overtaken(older);
+                    let goes = match unfinished.remove(&vm) {
+                        // Only a forced stop overtakes. Which is the newer, clocks that
+                        // are set don't tell.
+                        Some(other) if !operation.intent.cuts_power() => {
+                            unfinished.insert(vm, other);
+                            Some(operation)
+                        }
+                        other => {
+                            unfinished.insert(vm, operation);
+                            other
+                        }
+                    };
+                    if let Some(overtaken) = goes {
+                        tracing::warn!(operation_id = %overtaken.id, "an overtaken operation is dropped");
+                        self.drop_overtaken(overtaken);
                     }
                 }
                 (None, Some(image)) => of_images.push((image, operation)),
@@ -123,12 +134,12 @@ impl Reconciler {
     }
 
     /// Ends what a forced stop had overtaken when the agent ended.
-    fn drop_overtaken(&self, older: Operation) {
+    fn drop_overtaken(&self, overtaken: Operation) {
         use crate::model::operation::OperationState;
         use crate::model::reason::Reason;
         let core = self.core.clone();
         tokio::spawn(async move {
-            let live = core.operations.resume(older);
+            let live = core.operations.resume(overtaken);
             let mut ended = Operation::clone(&live.get());
             ended.state = OperationState::Cancelled;
             ended.end_time = Some(now());

@@ -1,9 +1,10 @@
 //! The host's clock is set forward and back, while the daemon runs and over its
 //! restart. Its monotonic clock goes on, as the kernel's does.
 
-use crate::support::api::{Api, Start, id, small};
+use crate::support::api::{Api, Start, force, graceful, id, small};
 use crate::support::daemon::{Daemon, Setup};
-use crate::support::refusal::refused;
+use crate::support::libvirtd::Libvirtd;
+use crate::support::refusal::{Refusal, refused};
 use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
 use std::fs;
@@ -32,6 +33,10 @@ fn library() -> PathBuf {
 
 impl Place {
     async fn start() -> Self {
+        Self::on(Setup::default()).await
+    }
+
+    async fn on(mut setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let environment = [
             ("LD_PRELOAD", library().display().to_string()),
@@ -48,12 +53,8 @@ impl Place {
             ),
         ];
         fs::write(Self::file(&folder), "+0").unwrap();
-        let setup = Setup {
-            environment: environment
-                .map(|(key, value)| (key.to_owned(), value))
-                .into(),
-            ..Setup::default()
-        };
+        let environment = environment.map(|(key, value)| (key.to_owned(), value));
+        setup.environment.extend(environment);
         let daemon = Daemon::start(setup).await;
         Self { daemon, folder }
     }
@@ -67,6 +68,24 @@ impl Place {
         let new = self.folder.path().join("new");
         fs::write(&new, offset).unwrap();
         fs::rename(new, Self::file(&self.folder)).unwrap();
+    }
+
+    /// Has the next operation that comes to a point wait there.
+    fn hold(&self, point: &str) {
+        let line = format!("{point}=1*return(hold:{})", self.held().display());
+        fs::write(self.folder.path().join("points"), line).unwrap();
+    }
+
+    /// A file that is there while an operation is held, and removed to let it go on.
+    fn held(&self) -> PathBuf {
+        self.folder.path().join("held")
+    }
+
+    async fn until_held(&self) {
+        until("the step to be held", PATIENCE, async || {
+            self.held().exists().then_some(())
+        })
+        .await;
     }
 
     /// Waits until the daemon has looked at its clock and seen that.
@@ -144,19 +163,11 @@ async fn timeouts_are_not_the_clocks_and_times_are() {
     let place = Place::start().await;
     let api = place.daemon.api();
     let image = place.daemon.image().await;
-    let held = place.folder.path().join("held");
-    let point = format!(
-        "create-vm.define-domain.before=1*return(hold:{})\n",
-        held.display()
-    );
-    fs::write(place.folder.path().join("points"), point).unwrap();
+    place.hold("create-vm.define-domain.before");
     let wanted = small(&image);
     let answer = api.vms().create_vm(wanted.clone()).await.unwrap();
     let at_work = answer.into_inner();
-    until("the step to be held", PATIENCE, async || {
-        held.exists().then_some(())
-    })
-    .await;
+    place.until_held().await;
     for offset in ["+3650d", "-3650d"] {
         // It is set while someone waits.
         let wait = WaitOperationRequest {
@@ -179,7 +190,7 @@ async fn timeouts_are_not_the_clocks_and_times_are() {
         );
     }
     // It ends ten years before it began, and all is well.
-    fs::remove_file(&held).unwrap();
+    fs::remove_file(place.held()).unwrap();
     let ended = api.ended(&at_work.id).await;
     assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
     let (begun, end) = (ended.create_time.unwrap(), ended.end_time.unwrap());
@@ -213,22 +224,14 @@ async fn a_clock_set_back_over_a_restart_loses_nothing() {
         api.create(&image, Start::No).await,
     );
     delete(&api, &deleted, 3600).await;
-    let held = place.folder.path().join("held");
-    let point = format!(
-        "create-vm.make-volume.before=1*return(hold:{})\n",
-        held.display()
-    );
-    fs::write(place.folder.path().join("points"), point).unwrap();
+    place.hold("create-vm.make-volume.before");
     let wanted = CreateVmRequest {
         request_id: id(),
         ..small(&image)
     };
     let answer = api.vms().create_vm(wanted.clone()).await.unwrap();
     let at_work = answer.into_inner().id;
-    until("the step to be held", PATIENCE, async || {
-        held.exists().then_some(())
-    })
-    .await;
+    place.until_held().await;
     place.daemon.kill9();
     fs::write(place.folder.path().join("points"), "").unwrap();
     place.set("-3650d");
@@ -263,4 +266,40 @@ async fn a_clock_set_back_over_a_restart_loses_nothing() {
             .iter()
             .any(|operation| operation.id == at_work)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_was_overtaken_is_known_though_its_overtaker_looks_older() {
+    let libvirtd = Libvirtd::start();
+    // The domains are there as long as anyone is connected.
+    let connection = libvirtd.connect();
+    let mut place = Place::on(Setup::on(libvirtd.uri())).await;
+    let api = place.daemon.api();
+    let vm_id = api.create(&place.daemon.image().await, Start::Yes).await;
+    let stop = |stop_policy| StopVmRequest {
+        vm_id: vm_id.clone(),
+        stop_policy: Some(stop_policy),
+        ..Default::default()
+    };
+
+    place.hold("stop-vm.stop-guest.before");
+    let gentle = api.vms().stop_vm(stop(graceful())).await.unwrap();
+    place.until_held().await;
+    place.set("-1h");
+    let forced = api.vms().stop_vm(stop(force())).await.unwrap();
+    let time = |of: &tonic::Response<Operation>| of.get_ref().create_time.unwrap().seconds;
+    assert!(time(&forced) < time(&gentle));
+    place.daemon.kill9();
+    fs::write(place.folder.path().join("points"), "").unwrap();
+    place.daemon.restart().await;
+
+    let api = place.daemon.api();
+    let forced = api.ended(&forced.get_ref().id).await;
+    assert_eq!(forced.state(), OperationState::Succeeded, "{forced:?}");
+    let gentle = api.ended(&gentle.get_ref().id).await;
+    assert_eq!(gentle.state(), OperationState::Cancelled, "{gentle:?}");
+    let why = Refusal::from(gentle.error.as_ref().unwrap());
+    assert_eq!(why.reason, "OVERTAKEN");
+    assert_eq!(api.state(&vm_id).await, VmState::Stopped);
+    drop(connection);
 }
