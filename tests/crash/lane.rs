@@ -73,7 +73,7 @@ impl Lane {
 
     /// Asks for some things, one after the other.
     pub async fn sequence(&mut self) -> Result<(), String> {
-        for _ in 0..self.random.random_range(3..=6) {
+        for _ in 0..self.random.random_range(2..=4) {
             let wish = self.wish();
             self.story
                 .push(format!("{:?} of {:?}", wish.row, self.state));

@@ -41,7 +41,7 @@ use tokio::runtime::Runtime;
 
 /// Random sequences on the simulated host, in so many parts at once.
 const SEQUENCES: usize = 10_000;
-const PARTS: usize = 2;
+const PARTS: usize = 10;
 
 /// What came of all matrices.
 type Total = Arc<Mutex<Tally>>;
