@@ -13,24 +13,25 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The operation as its plan ended it.
-pub(super) fn ended(live: &LiveOperation, ended: &Ended) -> Operation {
+/// The operation as its plan ended it; `None` if it goes on after the next start.
+pub(super) fn ended(live: &LiveOperation, ended: &Ended) -> Option<Operation> {
     let mut operation = Operation::clone(&live.get());
     operation.end_time = Some(now());
     (operation.state, operation.error) = match ended {
-        Ended::Succeeded | Ended::Halted => (OperationState::Succeeded, None),
+        Ended::Succeeded => (OperationState::Succeeded, None),
         Ended::Failed(fault) => (OperationState::Failed, Some(fault.clone())),
         Ended::Cancelled(fault) => (OperationState::Cancelled, Some(fault.clone())),
+        Ended::Halted => return None,
     };
     if operation.state == OperationState::Succeeded {
         operation.progress_percent = 100;
-        if operation.intent.cuts_power() {
-            // The agent's end may have cut it off before it was told; the guest was
+        if live.is_resumed() && operation.intent.cuts_power() {
+            // The agent's end has cut it off, maybe before it was told; the guest was
             // then found to be off.
             operation.power_outcome.get_or_insert(PowerOutcome::FORCED);
         }
     }
-    operation
+    Some(operation)
 }
 
 /// Records an end, and what changes with it, however long the journal can't be

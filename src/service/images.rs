@@ -8,7 +8,7 @@ use super::core::Core;
 use super::ending;
 use super::fault::{chain, from_source, internal};
 use super::operations::{Claim, LiveOperation, fingerprint, first_difference, new_operation};
-use super::plan::{self, Ended, Plan, Run};
+use super::plan::{self, Plan, Run};
 use super::{plans, preview};
 use crate::config::ImageSettings;
 use crate::journal::Batch;
@@ -483,10 +483,9 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
         _ => Plan::new(),
     };
     let ended = plan::execute(&run, &plan).await;
-    if let Ended::Halted = ended {
+    let Some(mut operation) = ending::ended(&live, &ended) else {
         return;
-    }
-    let mut operation = ending::ended(&live, &ended);
+    };
     let succeeded = operation.state == OperationState::Succeeded;
     let image = match (&operation.intent, core.images.get(id)) {
         (Intent::ImportImage { .. }, Ok(image)) if succeeded => {

@@ -8,10 +8,12 @@
 use super::cell::View;
 use super::core::{Core, Readiness};
 use super::domains::observed;
+use super::ending;
 use super::fault::chain;
 use super::gate::Lane;
 use super::hypervisor::Observer;
 use super::operations::now;
+use super::plan::Ended;
 use super::vms::adopt;
 use super::{images, node, orphans, plans, rebuild};
 use crate::journal::{Batch, Loaded, Rebuild};
@@ -20,6 +22,7 @@ use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VmId};
 use crate::model::image::{Image, ImageState};
 use crate::model::operation::{Intent, Operation};
+use crate::model::reason::Reason;
 use async_trait::async_trait;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -135,21 +138,15 @@ impl Reconciler {
 
     /// Ends what a forced stop had overtaken when the agent ended.
     fn drop_overtaken(&self, overtaken: Operation) {
-        use crate::model::operation::OperationState;
-        use crate::model::reason::Reason;
         let core = self.core.clone();
         tokio::spawn(async move {
             let live = core.operations.resume(overtaken);
-            let mut ended = Operation::clone(&live.get());
-            ended.state = OperationState::Cancelled;
-            ended.end_time = Some(now());
-            ended.error = Some(Fault::new(
+            let why = Fault::new(
                 Reason::Overtaken,
                 "a forced stop took the place of this one",
-            ));
-            if let Err(fault) = core.operations.end(&live, ended, Batch::new(), || ()).await {
-                // It is unfinished still, and found again at the next start.
-                tracing::warn!(error = chain(&fault), "an end is not recorded");
+            );
+            if let Some(ended) = ending::ended(&live, &Ended::Cancelled(why)) {
+                ending::record(&core, &live, &ended, Batch::new, || ()).await;
             }
         });
     }

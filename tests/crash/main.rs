@@ -39,7 +39,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Random sequences on the simulated host, in so many parts at once.
+/// Random sequences on the simulated host, in so many parts, each on one of its own.
 const SEQUENCES: usize = 10_000;
 const PARTS: usize = 10;
 

@@ -21,6 +21,8 @@ use kvmlet::model::volume::{DiskSource, VolumeFormat, VolumeQos};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
+use virt::connect::Connect;
+use virt::sys;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -248,6 +250,18 @@ fn metadata_comes_back_as_it_was_written() {
     assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(true));
     assert_eq!(host.has_metadata(id, &live, "title", "text"), Ok(false));
     assert_eq!(host.has_metadata(id, &live, "", ""), Ok(false));
+
+    // Somebody, or a writer that died half-way, has changed one of the two.
+    let beside = Connect::open(Some("test:///default")).unwrap();
+    let domain = beside.lookup_domain_by_uuid(id.0).unwrap();
+    for place in [sys::VIR_DOMAIN_AFFECT_CONFIG, sys::VIR_DOMAIN_AFFECT_LIVE] {
+        let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_TITLE).unwrap();
+        let title = |text| domain.set_metadata(kind, text, None, None, place).unwrap();
+        title(Some("half"));
+        assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(false));
+        title(None);
+        assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(true));
+    }
     host.destroy(id).unwrap();
     assert_eq!(read(), Some(live), "and in the definition");
 

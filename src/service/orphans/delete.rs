@@ -12,7 +12,7 @@ use crate::service::core::Core;
 use crate::service::ending;
 use crate::service::fault::internal;
 use crate::service::operations::{Claim, LiveOperation, fingerprint, new_operation};
-use crate::service::plan::{self, Ended, Plan, Run};
+use crate::service::plan::{self, Plan, Run};
 use crate::service::plans;
 use serde_json::json;
 use std::sync::Arc;
@@ -93,10 +93,9 @@ async fn work(core: &Arc<Core>, orphan: &Orphan, live: Arc<LiveOperation>) {
     }
     let plan: Plan = plans::orphans::delete(orphan);
     let ended = plan::execute(&run, &plan).await;
-    if let Ended::Halted = ended {
+    let Some(operation) = ending::ended(&live, &ended) else {
         return;
-    }
-    let operation = ending::ended(&live, &ended);
+    };
     let (kind, pool, name) = (orphan.kind.as_str(), &orphan.pool, &orphan.name);
     match &operation.error {
         None => tracing::info!(operation_id = %operation.id, kind, pool, name, "orphan removed"),

@@ -141,6 +141,11 @@ impl StopGuest {
         // Told before it is known: if its outcome is not, and the guest is then
         // found to be off, this was it.
         tell(run, asked.outcome(PowerMethod::Force));
+        if self.policy != StopPolicy::Force {
+            // Else the intent says it: whoever looks after the agent's end must know
+            // what the guest died of.
+            self.keep(run).await;
+        }
         let id = self.cell.id;
         let cut = run
             .core
@@ -207,10 +212,6 @@ impl StopGuest {
                 if self.undo == UndoStop::Nothing {
                     run.operation.pass_point_of_no_return()?;
                 }
-                // Before it is done: whoever looks after the agent's end knows what
-                // the guest died of.
-                tell(run, asked.outcome(PowerMethod::Force));
-                self.keep(run).await;
                 self.cut_power(run, &asked).await
             }
             OnTimeout::Fail => Err(Fault::new(
@@ -225,11 +226,11 @@ impl StopGuest {
         }
     }
 
-    /// Makes durable how often the guest was asked.
+    /// Makes durable how often the guest was asked, and whether its power is cut.
     async fn keep(&self, run: &Run) {
         if let Err(fault) = run.core.operations.record(&run.operation).await {
             // The guest was asked all the same; after a restart it is asked again.
-            tracing::warn!(error = chain(&fault), "a signal is not recorded");
+            tracing::warn!(error = chain(&fault), "how the stop stands is not recorded");
         }
     }
 

@@ -77,12 +77,11 @@ impl Worker {
         let Some((live, _)) = self.running.take() else {
             return Fate::Stays;
         };
-        if let Ended::Halted = ended {
+        let Some(mut operation) = ending::ended(&live, &ended) else {
             tracing::info!(operation_id = %live.id(), "operation is left to the next start");
             return Fate::Stays;
-        }
+        };
         self.look().await;
-        let mut operation = ending::ended(&live, &ended);
         let succeeded = operation.state == OperationState::Succeeded;
         let settled = match self.cell.vm() {
             Ok(vm) => plans::settle(vm, &operation, succeeded),
