@@ -132,6 +132,8 @@ async fn run(config: Config) -> Result<(), Refusal> {
     core.tasks.spawn(link);
     compare_images(&core).await;
     core.tasks.spawn(sweeper::run(core.clone()));
+    core.tasks.spawn(sweeper::await_pools(core.clone()));
+    core.tasks.spawn(sweeper::empty_trash(core.clone()));
 
     tell_systemd_when_ready(&core, &signals).await;
     let watchdog = tokio::spawn(watch_over(core.clone()));
@@ -186,7 +188,7 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
             config.hypervisor.call_timeout,
             gate.clone(),
         )),
-        pools: Pools::new(&config, gate.clone()),
+        pools: Pools::new(&config, gate.clone(), node),
         operations: Operations::new(ledger.clone(), stopping.clone()),
         vms: Vms::new(config.operations.queue),
         images: Images::new(loaded.images.clone(), &config.images)

@@ -70,7 +70,7 @@ impl Edge {
             Hypervisor::new(uri, config.hypervisor.connections, PATIENCE, gate.clone());
         let core = Arc::new(Core {
             hypervisor: Arc::new(hypervisor),
-            pools: Pools::new(&config, gate.clone()),
+            pools: Pools::new(&config, gate.clone(), Uuid::from_u128(1)),
             operations: Operations::new(ledger.clone(), stopping.clone()),
             vms: Vms::new(config.operations.queue),
             images: Images::new(Vec::new(), &config.images).expect("images"),

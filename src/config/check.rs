@@ -1,16 +1,16 @@
 //! The keys of the configuration: what each may be, alone and together.
 
 use super::faults::ConfigFaults;
+use super::pools::{PoolSettings, pools};
 use super::section::{Document, Section, check_path};
 use super::settings::{
     ApiSettings, Config, HardwareProfile, HypervisorSettings, ImageSettings, JournalSettings,
-    LogSettings, LogTarget, Network, NodeSettings, OperationSettings, PoolSettings,
-    ShutdownSettings, VmSettings, VncSettings,
+    LogSettings, LogTarget, Network, NodeSettings, OperationSettings, ShutdownSettings, VmSettings,
+    VncSettings,
 };
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
 use crate::model::nic::Attachment;
-use crate::model::volume::PoolKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,7 +48,7 @@ fn root(file: Section<'_>) -> Config {
     let node = node(file.section("node"));
     let hypervisor = hypervisor(file.section("hypervisor"));
     let vms = vms(file.section("vms"));
-    let pools = pools(&file);
+    let pools = pools(&file, &hypervisor);
     let config = Config {
         images: images(file.section("images"), &pools),
         networks: networks(&file),
@@ -227,7 +227,7 @@ fn check_level(text: &str) -> Result<String, String> {
 }
 
 /// Checks a name that callers use: of pools, networks, profiles.
-fn check_name(text: &str) -> Result<String, &'static str> {
+pub(super) fn check_name(text: &str) -> Result<String, &'static str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
         Ok(text.to_owned())
@@ -236,62 +236,8 @@ fn check_name(text: &str) -> Result<String, &'static str> {
     }
 }
 
-fn pools(file: &Section<'_>) -> Vec<PoolSettings> {
-    let sections = file.sections("pools");
-    if sections.is_empty() {
-        return Config::default().pools;
-    }
-    let alone = sections.len() == 1;
-    let mut pools: Vec<PoolSettings> = Vec::new();
-    for section in sections {
-        let name = required(&section, "name", check_name);
-        let kind = section.parsed("kind", |text| match text {
-            "qcow2" => Ok(PoolKind::Qcow2),
-            "rbd" => Err("rbd is not supported by this version"),
-            _ => Err("must be qcow2"),
-        });
-        let path = required(&section, "path", check_path);
-        let default = section.flag("default").unwrap_or(alone);
-        let image_cache_max = section.size("image_cache_max", Bytes::mib(1)..=Bytes::gib(1 << 20));
-        if let Some(name) = &name
-            && pools.iter().any(|other| &other.name == name)
-        {
-            section.fault("name", format_args!("{name:?} is taken by another pool"));
-        }
-        if let Some(path) = &path {
-            for other in &pools {
-                if path.starts_with(&other.path) || other.path.starts_with(path) {
-                    let name = &other.name;
-                    section.fault("path", format_args!("overlaps with the pool {name:?}"));
-                }
-            }
-        }
-        if default && let Some(other) = pools.iter().find(|other| other.default) {
-            let name = &other.name;
-            section.fault(
-                "default",
-                format_args!("{name:?} is the default pool already"),
-            );
-        }
-        if let (Some(name), Some(path)) = (name, path) {
-            pools.push(PoolSettings {
-                name,
-                kind: kind.unwrap_or(PoolKind::Qcow2),
-                path,
-                default,
-                image_cache_max,
-            });
-        }
-        section.finish();
-    }
-    if !pools.is_empty() && !pools.iter().any(|pool| pool.default) {
-        file.fault("pools", "one of them must have default = true");
-    }
-    pools
-}
-
 /// A string that must be there.
-fn required<T>(
+pub(super) fn required<T>(
     section: &Section<'_>,
     key: &'static str,
     parse: impl FnOnce(&str) -> Result<T, &'static str>,

@@ -9,14 +9,16 @@
 
 mod check;
 mod faults;
+mod pools;
 mod section;
 mod settings;
 
 pub use faults::{ConfigFaults, Fault};
+pub use pools::{Keyring, PoolBackend, PoolSettings, RbdSettings};
 pub use settings::{
     ApiSettings, Config, HardwareProfile, HypervisorSettings, ImageSettings, JournalSettings,
-    LogSettings, LogTarget, Network, NodeSettings, OperationSettings, PoolSettings,
-    ShutdownSettings, VmSettings, VncSettings,
+    LogSettings, LogTarget, Network, NodeSettings, OperationSettings, ShutdownSettings, VmSettings,
+    VncSettings,
 };
 
 use std::path::Path;

@@ -1,9 +1,9 @@
 //! The checked values, and what they are when nobody sets them.
 
+use super::pools::PoolSettings;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Hardware};
 use crate::model::nic::Attachment;
-use crate::model::volume::PoolKind;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -240,34 +240,6 @@ pub enum LogTarget {
     Journald,
     /// Lines on stderr.
     Stderr,
-}
-
-/// A place for volumes and images.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolSettings {
-    /// Its name in the API: 1 to 64 of `[a-zA-Z0-9._-]`.
-    pub name: String,
-    /// What it is made of.
-    pub kind: PoolKind,
-    /// Its directory, absolute; no other pool is in it or around it.
-    pub path: PathBuf,
-    /// Takes the volumes and images that name no pool.
-    pub default: bool,
-    /// The most that its images may take; `None`: no limit of their own.
-    pub image_cache_max: Option<Bytes>,
-}
-
-impl PoolSettings {
-    /// The pool that exists when none is configured.
-    pub(super) fn only_default(path: PathBuf) -> Self {
-        Self {
-            name: "default".to_owned(),
-            kind: PoolKind::Qcow2,
-            path,
-            default: true,
-            image_cache_max: None,
-        }
-    }
 }
 
 /// What images may be imported and what the import may use.

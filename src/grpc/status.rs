@@ -108,6 +108,7 @@ const fn code(code: Code) -> tonic::Code {
         Code::Unknown => tonic::Code::Unknown,
         Code::DeadlineExceeded => tonic::Code::DeadlineExceeded,
         Code::Cancelled => tonic::Code::Cancelled,
+        Code::PermissionDenied => tonic::Code::PermissionDenied,
         Code::Unimplemented => tonic::Code::Unimplemented,
         Code::Internal => tonic::Code::Internal,
     }

@@ -23,6 +23,7 @@ mod events;
 mod ffi;
 mod power;
 mod screenshot;
+mod secret;
 mod uri;
 pub mod xml;
 

@@ -50,6 +50,7 @@ impl Fault {
             | Code::Unknown
             | Code::DeadlineExceeded
             | Code::Cancelled
+            | Code::PermissionDenied
             | Code::Unimplemented
             | Code::Internal => None,
         };

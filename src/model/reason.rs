@@ -28,6 +28,8 @@ pub enum Code {
     DeadlineExceeded,
     /// The caller took it back.
     Cancelled,
+    /// Someone that kvmlet needs does not permit it.
+    PermissionDenied,
     /// This version can't.
     Unimplemented,
     /// kvmlet's own fault.
@@ -48,6 +50,7 @@ impl Code {
             Self::Unknown => "UNKNOWN",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Cancelled => "CANCELLED",
+            Self::PermissionDenied => "PERMISSION_DENIED",
             Self::Unimplemented => "UNIMPLEMENTED",
             Self::Internal => "INTERNAL",
         }
@@ -123,6 +126,9 @@ reasons! {
         "See metadata.problem; convert the image into a plain qcow2 or raw first.".
     ImageTooLarge "IMAGE_TOO_LARGE" InvalidArgument:
         "An image is larger than the configured limits."; "Raise the limits in [images], or shrink it.".
+    CephPoolNotAllowed "CEPH_POOL_NOT_ALLOWED" InvalidArgument:
+        "The tag names a Ceph pool that is not allowed for root volumes.";
+        "Name another, or extend allowed_root_pools of the pool.".
     ChecksumMismatch "CHECKSUM_MISMATCH" InvalidArgument:
         "The source's SHA-256 is not the expected one.";
         "Check the source; nothing of it was kept.".
@@ -134,6 +140,9 @@ reasons! {
         "No operation has this id, or it ended too long ago."; "Read the VM instead.".
     PoolNotFound "POOL_NOT_FOUND" NotFound:
         "No pool has this name."; "Use one that ListPools returns.".
+    CephPoolNotFound "CEPH_POOL_NOT_FOUND" NotFound:
+        "The Ceph cluster has no pool of this name.";
+        "Name another, or create it in the cluster.".
     OrphanNotFound "ORPHAN_NOT_FOUND" NotFound:
         "No orphan has this id; it may be gone, or be recorded by now."; "List the orphans.".
     NetworkNotFound "NETWORK_NOT_FOUND" NotFound:
@@ -182,8 +191,11 @@ reasons! {
         "Volumes that the VM needs are not in their pools.";
         "Bring them back; metadata.volumes names them.".
     PoolNotCeph "POOL_NOT_CEPH" FailedPrecondition:
-        "The tag names a Ceph pool, and no Ceph pool of that name is configured here.";
-        "Leave the tag out, or choose a host that has the pool.".
+        "The tag names a Ceph pool, and the VM's root is or shall be in a pool that is not Ceph.";
+        "Leave the tag out, or name a pool of kind rbd.".
+    VolumeInUse "VOLUME_IN_USE" FailedPrecondition:
+        "Someone has the volume open as a disk, or something stands on it.";
+        "End what uses it, then try again; metadata.used_by names it.".
     KvmUnavailable "KVM_UNAVAILABLE" FailedPrecondition:
         "KVM or a CPU mode that needs it was asked for, and this host does not have it.";
         "Ask for accelerator auto or TCG.".
@@ -235,6 +247,10 @@ reasons! {
     JournalUnavailable "JOURNAL_UNAVAILABLE" Unavailable:
         "The journal can't be written (often: its file system is full); nothing was done.";
         "Make room on the host, then try again.".
+
+    PoolDenied "POOL_DENIED" PermissionDenied:
+        "The Ceph cluster refuses the configured user: its key is revoked or wrong, or its capabilities don't suffice.";
+        "Repair the user's key or capabilities; kvmlet notices by itself.".
 
     OutcomeUnknown "OUTCOME_UNKNOWN" Unknown:
         "It was sent, and whether it happened is not known."; "Read the VM before doing anything else.".

@@ -58,8 +58,8 @@ pub fn parse(tags: &[String]) -> Result<Tags, Fault> {
     Ok(found)
 }
 
-/// Ceph allows more, but a name with other characters can't be told from options.
-fn is_pool_name(name: &str) -> bool {
+/// Whether a Ceph pool may have this name here. Ceph allows more, but a name with other characters can't be told from options.
+pub fn is_pool_name(name: &str) -> bool {
     (1..=128).contains(&name.len())
         && !name.starts_with(['-', '.'])
         && name

@@ -6,6 +6,7 @@ use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use uuid::Uuid;
 
 /// A volume of a VM: attached to it, or an old root that is still kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,9 @@ pub struct Volume {
     pub name: String,
     /// The pool that holds it.
     pub pool: String,
+    /// The Ceph pool that it is in, for pools of kind RBD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceph_pool: Option<String>,
     /// Root or data.
     pub kind: VolumeKind,
     /// How its bytes are laid out.
@@ -42,6 +46,35 @@ pub struct Volume {
     /// Carried.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+}
+
+impl Volume {
+    /// How its pool finds it.
+    pub fn reference(&self) -> VolumeRef {
+        VolumeRef {
+            id: self.id,
+            ceph_pool: self.ceph_pool.clone(),
+        }
+    }
+}
+
+/// What finds a volume in its pool.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct VolumeRef {
+    /// Its id.
+    pub id: VolumeId,
+    /// The Ceph pool that it is in, for pools of kind RBD.
+    pub ceph_pool: Option<String>,
+}
+
+impl From<VolumeId> for VolumeRef {
+    /// A volume of a pool that has no parts.
+    fn from(id: VolumeId) -> Self {
+        Self {
+            id,
+            ceph_pool: None,
+        }
+    }
 }
 
 /// Whether and where a volume is attached.
@@ -113,4 +146,43 @@ pub enum PoolKind {
 pub enum DiskSource {
     /// A file on this host, by its absolute path.
     File(PathBuf),
+    /// An RBD image.
+    Rbd(Box<RbdSource>),
+}
+
+/// An RBD image, and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RbdSource {
+    /// The Ceph pool.
+    pub pool: String,
+    /// The image in it.
+    pub image: String,
+    /// The snapshot of it, for what is only read.
+    pub snapshot: Option<String>,
+    /// The cluster.
+    pub access: CephAccess,
+}
+
+/// How a Ceph cluster is reached; without the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CephAccess {
+    /// The cluster's configuration file.
+    pub conf: PathBuf,
+    /// The user, without `client.`.
+    pub user: String,
+    /// The file that holds the user's key.
+    pub keyring: PathBuf,
+    /// The monitors, as the configuration file names them.
+    pub monitors: Vec<CephMonitor>,
+    /// The id under which libvirt knows the user's key.
+    pub secret: Uuid,
+}
+
+/// Where a Ceph monitor listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CephMonitor {
+    /// Its name or address; IPv6 without brackets.
+    pub host: String,
+    /// Its port, unless one of the usual ones.
+    pub port: Option<u16>,
 }

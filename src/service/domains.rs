@@ -64,11 +64,15 @@ pub fn spec(core: &Core, vm: &Vm) -> Result<DomainSpec, Fault> {
         })?;
         disks.push(DiskSpec {
             index,
-            source: entry.pool.volume_source(volume.id),
+            source: entry.pool.volume_source(&volume.reference()),
             format: volume.format,
-            backing: volume
-                .image_id
-                .map(|image| (entry.pool.image_source(image), VolumeFormat::Qcow2)),
+            backing: match volume.format {
+                VolumeFormat::Qcow2 => volume
+                    .image_id
+                    .map(|image| (entry.pool.image_source(image), VolumeFormat::Qcow2)),
+                // The cluster knows what a volume is a clone of.
+                VolumeFormat::Raw => None,
+            },
             serial: volume.id.to_string(),
             cache: if entry.pool.direct_io() {
                 DiskCache::None

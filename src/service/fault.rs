@@ -102,9 +102,26 @@ pub fn from_storage(error: &StorageError, pool: &str) -> Fault {
             Reason::VolumeExists,
             format!("pool {pool} has another volume or image under this id"),
         ),
-        StorageErrorKind::InUse => Fault::new(
-            Reason::HypervisorRefused,
-            format!("something on the host still uses it in pool {pool}"),
+        StorageErrorKind::InUse => in_use(error, pool),
+        StorageErrorKind::Away => Fault::new(
+            Reason::PoolAway,
+            format!("the Ceph cluster of pool {pool} does not answer"),
+        ),
+        StorageErrorKind::Forbidden => Fault::new(
+            Reason::PoolDenied,
+            format!("the Ceph cluster refuses the user of pool {pool}"),
+        ),
+        StorageErrorKind::CephPoolMissing => Fault::new(
+            Reason::CephPoolNotFound,
+            format!("the Ceph cluster of pool {pool} has no such Ceph pool"),
+        ),
+        StorageErrorKind::CephPoolNotAllowed => Fault::new(
+            Reason::CephPoolNotAllowed,
+            format!("pool {pool} does not allow the Ceph pool for root volumes"),
+        ),
+        StorageErrorKind::NotCeph => Fault::new(
+            Reason::PoolNotCeph,
+            format!("pool {pool} is not made of Ceph pools"),
         ),
         StorageErrorKind::BadSize => Fault::new(
             Reason::VolumeTooSmall,
@@ -130,6 +147,23 @@ pub fn from_storage(error: &StorageError, pool: &str) -> Fault {
         | StorageErrorKind::Unreachable => from_source(error),
     }
     .with("pool", pool)
+}
+
+/// Something that is used, with its users where they are known: clients have
+/// addresses, which a caller may see; files have paths, which are for the log.
+fn in_use(error: &StorageError, pool: &str) -> Fault {
+    let users = error.users().join(", ");
+    if users.is_empty() {
+        return Fault::new(
+            Reason::VolumeInUse,
+            format!("something on the host still uses it in pool {pool}"),
+        );
+    }
+    Fault::new(
+        Reason::VolumeInUse,
+        format!("it is in use in pool {pool}, by {users}"),
+    )
+    .with("used_by", users)
 }
 
 /// An error about the source of an image.
@@ -173,7 +207,14 @@ pub fn from_source(error: &StorageError) -> Fault {
             Reason::PoolFull,
             "the pool has not enough free space for the image",
         ),
-        StorageErrorKind::Exists | StorageErrorKind::BadSize | StorageErrorKind::Io => {
+        StorageErrorKind::Exists
+        | StorageErrorKind::BadSize
+        | StorageErrorKind::Io
+        | StorageErrorKind::Away
+        | StorageErrorKind::Forbidden
+        | StorageErrorKind::CephPoolMissing
+        | StorageErrorKind::CephPoolNotAllowed
+        | StorageErrorKind::NotCeph => {
             Fault::new(Reason::PoolAway, "the pool can't be read or written")
         }
     }

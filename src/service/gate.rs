@@ -30,18 +30,24 @@ pub enum Lane {
     Memory,
     /// Imports of images, which take minutes.
     Import,
+    /// As [`Lane::Storage`], of Ceph: a cluster that hangs holds up no other pool.
+    Ceph,
+    /// As [`Lane::Import`], of Ceph.
+    CephImport,
     /// Reads from the journal.
     Journal,
 }
 
 impl Lane {
-    const ALL: [(Self, usize); 7] = [
+    const ALL: [(Self, usize); 9] = [
         (Self::Read, 4),
         (Self::Control, 8),
         (Self::PowerOff, 8),
         (Self::Storage, 8),
         (Self::Memory, 4),
         (Self::Import, 2),
+        (Self::Ceph, 8),
+        (Self::CephImport, 2),
         (Self::Journal, 4),
     ];
 }
@@ -63,7 +69,7 @@ pub enum GateError {
 /// The door; see the module's text.
 #[derive(Debug)]
 pub struct Gate {
-    lanes: [(Lane, Arc<Semaphore>); 7],
+    lanes: [(Lane, Arc<Semaphore>); 9],
     abandoned: Arc<AtomicU64>,
 }
 

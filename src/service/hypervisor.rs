@@ -156,10 +156,13 @@ impl Hypervisor {
             .standing(|standing| standing.host.clone())
             .ok_or_else(away)?;
         let deadline = match lane {
-            Lane::Memory | Lane::Import => LONG_CALL,
-            Lane::Read | Lane::Control | Lane::PowerOff | Lane::Storage | Lane::Journal => {
-                self.call_timeout
-            }
+            Lane::Memory | Lane::Import | Lane::CephImport => LONG_CALL,
+            Lane::Read
+            | Lane::Control
+            | Lane::PowerOff
+            | Lane::Storage
+            | Lane::Ceph
+            | Lane::Journal => self.call_timeout,
         };
         self.gate
             .run(lane, deadline, move || call(&host))

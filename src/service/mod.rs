@@ -30,6 +30,7 @@ pub mod pools;
 pub mod preview;
 pub mod rebuild;
 pub mod reconcile;
+pub mod secrets;
 pub mod sweeper;
 pub mod vms;
 pub mod volumes;

@@ -2,23 +2,44 @@
 
 use super::fault::{chain, from_gate_storage, from_storage};
 use super::gate::{Gate, Lane};
-use crate::config::{Config, PoolSettings};
+use crate::config::{Config, Keyring, PoolBackend, PoolSettings, RbdSettings};
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
-use crate::model::ids::{ImageId, VolumeId};
+use crate::model::ids::ImageId;
 use crate::model::reason::Reason;
-use crate::model::volume::PoolKind;
-use crate::storage::{Pool, PoolUsage, Qcow2Pool, StorageError, Task, VolumeFile};
+use crate::model::volume::VolumeRef;
+use crate::storage::{
+    self, Pool, PoolUsage, Qcow2Pool, RbdPool, RbdPoolSpec, StorageError, StorageErrorKind, Task,
+};
+use futures_util::future::join_all;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// How long a quick call to a pool may take.
 const QUICK: Duration = Duration::from_secs(60);
-
+/// How long removing what has had its time in the trash may take.
+const EMPTYING: Duration = Duration::from_secs(3600);
 /// How long a worker waits for what is nice to know.
 const GLANCE: Duration = Duration::from_millis(500);
+/// How long the agent's start waits for a cluster; it goes on without it.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// For how long a cluster that was found away is not asked again by calls.
+const SPARED: Duration = Duration::from_secs(20);
+/// How often a cluster that is away is looked for.
+const RETURN: Duration = Duration::from_secs(3);
+
+/// How long a call to a pool takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Seconds at most.
+    Quick,
+    /// Minutes: it moves data.
+    Long,
+}
 
 /// One configured pool.
 pub struct PoolEntry {
@@ -38,6 +59,8 @@ pub struct Measured {
     pub usage: Option<PoolUsage>,
     /// Why it can't be used now.
     pub trouble: Option<Fault>,
+    /// When the trouble was seen last.
+    seen: Option<Instant>,
 }
 
 /// All configured pools.
@@ -49,12 +72,15 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// The pools of the configuration, none of them touched yet.
-    pub fn new(config: &Config, gate: Arc<Gate>) -> Self {
+    /// The pools of the configuration, none of them touched yet. `node` is this host's
+    /// id.
+    pub fn new(config: &Config, gate: Arc<Gate>, node: Uuid) -> Self {
         let entry = |settings: &PoolSettings| PoolEntry {
-            pool: match settings.kind {
-                PoolKind::Qcow2 => Arc::new(Qcow2Pool::new(&settings.name, &settings.path)),
-                PoolKind::Rbd => unreachable!("the configuration refuses rbd pools"),
+            pool: match &settings.backend {
+                PoolBackend::Qcow2 => Arc::new(Qcow2Pool::new(&settings.name, &settings.path)),
+                PoolBackend::Rbd(rbd) => {
+                    Arc::new(RbdPool::new(&settings.name, rbd_spec(settings, rbd, node)))
+                }
             },
             default: settings.default,
             measured: Mutex::default(),
@@ -105,7 +131,7 @@ impl Pools {
         name: &str,
         call: impl FnOnce(&dyn Pool, &Task) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, Fault> {
-        self.call_task(name, Lane::Storage, QUICK, Task::within(QUICK), call)
+        self.call_task(name, Work::Quick, QUICK, Task::within(QUICK), call)
             .await
     }
 
@@ -116,7 +142,7 @@ impl Pools {
     pub async fn call_task<T: Send + 'static>(
         &self,
         name: &str,
-        lane: Lane,
+        work: Work,
         deadline: Duration,
         task: Task,
         call: impl FnOnce(&dyn Pool, &Task) -> Result<T, StorageError> + Send + 'static,
@@ -128,20 +154,34 @@ impl Pools {
             )
             .with("pool", name)
         })?;
+        if let Some(trouble) = entry.spared() {
+            return Err(trouble);
+        }
+        self.ask(entry, work, deadline, task, call).await
+    }
+
+    /// Makes a call to a pool, also to one that is known to be away.
+    async fn ask<T: Send + 'static>(
+        &self,
+        entry: &PoolEntry,
+        work: Work,
+        deadline: Duration,
+        task: Task,
+        call: impl FnOnce(&dyn Pool, &Task) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, Fault> {
         let pool = entry.pool.clone();
+        let name = entry.pool.name();
         // The task ends by itself a little before the gate gives up on it.
         let grace = deadline + Duration::from_secs(5);
         match self
             .gate
-            .run(lane, grace, move || call(pool.as_ref(), &task))
+            .run(entry.lane(work), grace, move || call(pool.as_ref(), &task))
             .await
         {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 tracing::warn!(pool = name, error = chain(&error), "pool call failed");
-                // What is wrong with the pool as a whole says more.
-                let trouble = entry.measured().trouble;
-                Err(trouble.unwrap_or_else(|| from_storage(&error, name)))
+                Err(entry.fault(&error))
             }
             Err(error) => Err(from_gate_storage(error, name)),
         }
@@ -191,63 +231,117 @@ impl Pools {
         }
     }
 
+    /// Removes for ever what has had its time in the pools' trash.
+    pub async fn empty_trash(&self) {
+        for entry in self.entries.iter().filter(|entry| entry.pool.is_shared()) {
+            let name = entry.pool.name();
+            let task = Task::within(EMPTYING);
+            let emptied = self
+                .call_task(name, Work::Long, EMPTYING, task, |pool, _| {
+                    pool.empty_trash()
+                })
+                .await;
+            for gone in emptied.unwrap_or_default() {
+                tracing::info!(pool = name, name = gone, "it has had its time in the trash");
+            }
+        }
+    }
+
     /// Measures every pool; prepares those that were in trouble.
     pub async fn measure(&self) {
         self.look(false).await;
     }
 
-    async fn look(&self, first: bool) {
-        let settled = self.settled.load(Ordering::Relaxed);
-        for entry in &self.entries {
-            let prepare = first || !settled || entry.measured().trouble.is_some();
-            let used = entry.used.load(Ordering::Relaxed);
-            let looked = self
-                .call(entry.pool.name(), move |pool, _| {
-                    if prepare && used && !pool.is_made() {
-                        return Ok(None);
-                    }
-                    if prepare {
-                        pool.prepare()?;
-                    }
-                    pool.usage().map(Some)
-                })
-                .await;
-            if !settled && matches!(looked, Ok(None)) {
-                // Never used or not mounted: that is not known yet.
-                continue;
+    /// Looks for the clusters that are away, until the agent stops.
+    pub async fn await_return(&self, stopping: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(RETURN) => {}
             }
-            let looked =
-                looked.and_then(|usage| usage.ok_or_else(|| not_mounted(entry.pool.name())));
-            let mut measured = entry
-                .measured
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            match looked {
-                Ok(usage) => {
-                    *measured = Measured {
-                        usage: Some(usage),
-                        trouble: None,
-                    }
-                }
-                Err(fault) => {
-                    tracing::error!(
-                        pool = entry.pool.name(),
-                        error = chain(&fault),
-                        "pool can't be used"
-                    );
-                    measured.trouble = Some(fault);
-                }
-            }
+            let away = self
+                .entries
+                .iter()
+                .filter(|entry| entry.pool.is_shared() && entry.measured().trouble.is_some());
+            join_all(away.map(|entry| self.look_at(entry, false))).await;
         }
     }
 
-    /// Measures a volume, if its pool answers at once: a worker that hangs on a
+    /// One pool that hangs holds up no other.
+    async fn look(&self, first: bool) {
+        join_all(self.entries.iter().map(|entry| async move {
+            let look = self.look_at(entry, first);
+            if !(first && entry.pool.is_shared()) {
+                return look.await;
+            }
+            if tokio::time::timeout(FIRST_LOOK, look).await.is_err() {
+                let name = entry.pool.name();
+                let fault = Fault::new(
+                    Reason::PoolAway,
+                    format!("the Ceph cluster of pool {name} has not answered yet"),
+                );
+                entry.trouble(fault.with("pool", name));
+            }
+        }))
+        .await;
+    }
+
+    async fn look_at(&self, entry: &PoolEntry, first: bool) {
+        let settled = self.settled.load(Ordering::Relaxed);
+        let name = entry.pool.name();
+        // A cluster is proved anew each time: its monitors answer for OSDs that hang.
+        let prepare =
+            first || !settled || entry.measured().trouble.is_some() || entry.pool.is_shared();
+        let used = entry.used.load(Ordering::Relaxed);
+        let call = move |pool: &dyn Pool, _: &Task| {
+            if prepare && used && !pool.is_made() {
+                return Ok(None);
+            }
+            if prepare {
+                pool.prepare()?;
+            }
+            pool.usage(None).map(Some)
+        };
+        let looked = self
+            .ask(entry, Work::Quick, QUICK, Task::within(QUICK), call)
+            .await;
+        if !settled && matches!(looked, Ok(None)) {
+            // Never used or not mounted: that is not known yet.
+            return;
+        }
+        match looked.and_then(|usage| usage.ok_or_else(|| not_mounted(name))) {
+            Ok(usage) => {
+                let mut measured = entry.lock();
+                if let Some(trouble) = &measured.trouble {
+                    tracing::info!(
+                        pool = name,
+                        was = trouble.reason.as_str(),
+                        "pool can be used again"
+                    );
+                }
+                *measured = Measured {
+                    usage: Some(usage),
+                    trouble: None,
+                    seen: None,
+                };
+            }
+            Err(fault) => entry.trouble(fault),
+        }
+    }
+
+    /// Measures the space that a volume takes, if its pool answers at once: a worker that hangs on a
     /// pool could not take its guest's power.
-    pub async fn glance(&self, name: &str, id: VolumeId) -> Option<VolumeFile> {
-        let pool = self.get(name)?.pool.clone();
+    pub async fn glance(&self, name: &str, volume: VolumeRef) -> Option<Bytes> {
+        let entry = self.get(name)?;
+        if entry.measured().trouble.is_some() {
+            return None;
+        }
+        let pool = entry.pool.clone();
         let glance = self
             .gate
-            .run(Lane::Storage, GLANCE, move || pool.volume(id))
+            .run(entry.lane(Work::Quick), GLANCE, move || {
+                pool.actual_size(&volume)
+            })
             .await;
         glance.ok()?.ok()?
     }
@@ -256,21 +350,59 @@ impl Pools {
     ///
     /// # Errors
     /// `POOL_FULL`, or why the pool can't be measured.
-    pub async fn check_room(&self, name: &str, needed: Bytes) -> Result<(), Fault> {
-        let usage = self.call(name, |pool, _| pool.usage()).await?;
-        if needed <= usage.free {
+    pub async fn check_room(
+        &self,
+        name: &str,
+        ceph_pool: Option<&str>,
+        needed: Bytes,
+    ) -> Result<(), Fault> {
+        let place = ceph_pool.map(str::to_owned);
+        let usage = self
+            .call(name, move |pool, _| pool.usage(place.as_deref()))
+            .await?;
+        let which = match ceph_pool {
+            Some(ceph_pool) => format!("the Ceph pool {ceph_pool} of pool {name}"),
+            None => format!("pool {name}"),
+        };
+        let (problem, words) = if usage.near_full {
+            let words = format!("{which} is nearly full, and takes nothing new");
+            ("near_full", words)
+        } else if usage.free == Bytes::ZERO {
+            ("full", format!("{which} is full, or at its quota"))
+        } else if needed > usage.free {
+            let free = usage.free;
+            let words = format!("{which} has {free} free, and {needed} may be needed");
+            ("too_little", words)
+        } else {
             return Ok(());
-        }
-        Err(Fault::new(
-            Reason::PoolFull,
-            format!(
-                "pool {name} has {} free, and {needed} may be needed",
-                usage.free
-            ),
-        )
-        .with("pool", name)
-        .with("free_bytes", usage.free.get())
-        .with("needed_bytes", needed.get()))
+        };
+        let fault = Fault::new(Reason::PoolFull, words)
+            .with("pool", name)
+            .with("problem", problem)
+            .with("free_bytes", usage.free.get())
+            .with("needed_bytes", needed.get());
+        Err(match ceph_pool {
+            Some(ceph_pool) => fault.with("ceph_pool", ceph_pool),
+            None => fault,
+        })
+    }
+}
+
+fn rbd_spec(settings: &PoolSettings, rbd: &RbdSettings, node: Uuid) -> RbdPoolSpec {
+    RbdPoolSpec {
+        conf: rbd.conf.clone(),
+        user: rbd.user.clone(),
+        keyring: match &rbd.keyring {
+            Keyring::File(path) => storage::Keyring::File(path.clone()),
+            Keyring::Credential(name) => storage::Keyring::Credential(name.clone()),
+        },
+        image_pool: rbd.image_pool.clone(),
+        root_pool: rbd.default_root_pool.clone(),
+        data_pool: rbd.default_data_pool.clone(),
+        allowed_root_pools: rbd.allowed_root_pools.clone(),
+        trash_expiry: rbd.trash_expiry,
+        scratch: settings.path.clone(),
+        node,
     }
 }
 
@@ -285,9 +417,59 @@ fn not_mounted(name: &str) -> Fault {
 impl PoolEntry {
     /// What was last measured of it.
     pub fn measured(&self) -> Measured {
-        self.measured
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lock().clone()
+    }
+
+    /// The lane of calls to it.
+    pub fn lane(&self, work: Work) -> Lane {
+        match (self.pool.is_shared(), work) {
+            (false, Work::Quick) => Lane::Storage,
+            (false, Work::Long) => Lane::Import,
+            (true, Work::Quick) => Lane::Ceph,
+            (true, Work::Long) => Lane::CephImport,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why it is not asked now: it was away a moment ago, and whoever asks it would
+    /// wait in vain. [`Pools::await_return`] sees when it is back.
+    fn spared(&self) -> Option<Fault> {
+        let measured = self.lock();
+        let recent = measured.seen.is_some_and(|seen| seen.elapsed() < SPARED);
+        let away =
+            |trouble: &&Fault| matches!(trouble.reason, Reason::PoolAway | Reason::PoolDenied);
+        let trouble = measured.trouble.as_ref().filter(away)?;
+        (self.pool.is_shared() && recent).then(|| trouble.clone())
+    }
+
+    /// Notes why it can't be used.
+    fn trouble(&self, fault: Fault) {
+        let mut measured = self.lock();
+        let known = measured.trouble.as_ref();
+        if known.is_none_or(|known| known.reason != fault.reason) {
+            let (pool, error) = (self.pool.name(), chain(&fault));
+            tracing::error!(pool, error, "pool can't be used");
+        }
+        measured.trouble = Some(fault);
+        measured.seen = Some(Instant::now());
+    }
+
+    /// What an error comes to for a caller. What is wrong with the pool as a whole
+    /// says more; of a cluster, an error may be the first to tell it.
+    fn fault(&self, error: &StorageError) -> Fault {
+        let fault = from_storage(error, self.pool.name());
+        match error.kind() {
+            StorageErrorKind::Away | StorageErrorKind::Forbidden => {
+                self.trouble(fault.clone());
+                fault
+            }
+            StorageErrorKind::Denied | StorageErrorKind::Io | StorageErrorKind::ToolFailed => {
+                self.measured().trouble.unwrap_or(fault)
+            }
+            _ => fault,
+        }
     }
 }

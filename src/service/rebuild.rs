@@ -49,7 +49,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 struct Contents {
     pool: String,
     volumes: HashMap<VolumeId, Bytes>,
-    images: Vec<(ImageId, ImageFile, SystemTime)>,
+    images: Vec<(ImageId, ImageFile, Option<SystemTime>)>,
 }
 
 /// Records what the host has of kvmlet's, and takes it in.
@@ -328,6 +328,10 @@ async fn contents(core: &Core, name: &str) -> Result<Contents, Fault> {
 fn compare_volumes(vm: &mut Vm, pools: &[Contents]) {
     let id = vm.id;
     vm.volumes.retain_mut(|volume| {
+        if volume.ceph_pool.is_some() {
+            // Whoever needs it looks for it; the lists of a shared pool are long.
+            return true;
+        }
         let Some(contents) = pools.iter().find(|found| found.pool == volume.pool) else {
             // Not known, so it is not declared missing.
             return true;
@@ -373,7 +377,7 @@ fn found_image(
     id: ImageId,
     contents: &Contents,
     file: ImageFile,
-    modified: SystemTime,
+    modified: Option<SystemTime>,
     at: Timestamp,
 ) -> (Image, Operation) {
     let imported_by = OperationId(Uuid::now_v7());
@@ -394,7 +398,7 @@ fn found_image(
         source_sha256: String::new(),
         virtual_size: file.virtual_size,
         actual_size: file.actual_size,
-        create_time: Timestamp::from_system(modified),
+        create_time: modified.map_or(at, Timestamp::from_system),
         imported_by,
         last_use_time: None,
     };

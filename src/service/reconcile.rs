@@ -14,6 +14,7 @@ use super::gate::Lane;
 use super::hypervisor::Observer;
 use super::operations::now;
 use super::plan::Ended;
+use super::secrets;
 use super::vms::adopt;
 use super::{images, node, orphans, plans, rebuild};
 use crate::journal::{Batch, Loaded, Rebuild};
@@ -194,6 +195,7 @@ impl Reconciler {
             }
         }
         core.node.set_foreign(foreign);
+        secrets::give_all(core).await;
         tracing::info!(known, foreign, "every VM was read");
         Ok(())
     }

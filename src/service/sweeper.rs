@@ -5,7 +5,7 @@ use super::clock::proven_now;
 use super::core::{Core, Readiness};
 use super::domains::console_log;
 use super::fault::chain;
-use super::{image_cache, node, vms};
+use super::{image_cache, node, secrets, vms};
 use crate::model::ids::VmId;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
@@ -22,6 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 const INTERVAL: Duration = Duration::from_secs(30);
 /// Every how many times it looks at every VM.
 const ROUNDS: u64 = 10;
+/// How often it looks for what has had its time in the trash.
+const TRASH: Duration = Duration::from_secs(300);
 /// Who the operations of the sweeper are by.
 const CALLER: &str = "kvmlet";
 
@@ -40,8 +42,31 @@ pub async fn run(core: Arc<Core>) {
     }
 }
 
+/// Looks for the clusters that are away, until the agent stops.
+pub async fn await_pools(core: Arc<Core>) {
+    core.pools.await_return(&core.stopping).await;
+}
+
+/// Empties the pools' trash now and then, until the agent stops: removing data takes
+/// its time, and nothing waits for it.
+pub async fn empty_trash(core: Arc<Core>) {
+    loop {
+        tokio::select! {
+            () = core.stopping.cancelled() => return,
+            () = tokio::time::sleep(TRASH) => {}
+        }
+        tokio::select! {
+            () = core.stopping.cancelled() => return,
+            () = core.pools.empty_trash() => {}
+        }
+    }
+}
+
 async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
     core.pools.measure().await;
+    if core.hypervisor.is_up() {
+        secrets::give_all(core).await;
+    }
     trim_console_logs(core).await;
     image_cache::record_uses(core).await;
     node::refresh_conditions(core);

@@ -5,6 +5,7 @@ use crate::model::bytes::Bytes;
 use crate::model::ids::VmId;
 use crate::model::vm::Life;
 use crate::model::volume::{PoolKind, Volume, VolumeFormat};
+use crate::storage::{CephPoolState, CephPoolUsage};
 
 /// A volume with its VM.
 #[derive(Debug, Clone)]
@@ -36,6 +37,34 @@ pub struct PoolView {
     pub reason: String,
     /// Whether VMs are created here unless another pool is named.
     pub default: bool,
+    /// The Ceph pools that it is made of, if of such.
+    pub ceph_pools: Vec<CephPoolView>,
+}
+
+/// A Ceph pool, as last measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CephPoolView {
+    /// Its name.
+    pub name: String,
+    /// Its whole space.
+    pub capacity: Bytes,
+    /// What was free.
+    pub free: Bytes,
+    /// Whether it takes data.
+    pub state: CephPoolCondition,
+}
+
+/// Whether a Ceph pool takes data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CephPoolCondition {
+    /// It does.
+    Ready,
+    /// It does, and takes nothing new.
+    NearFull,
+    /// It is full, or at its quota.
+    Full,
+    /// The cluster has no such pool.
+    Missing,
 }
 
 /// Lists the volumes of all VMs, by id.
@@ -70,7 +99,11 @@ pub const fn is_pending(life: Life) -> bool {
 pub fn install_path(volume: &Volume) -> String {
     match volume.format {
         VolumeFormat::Qcow2 => format!("volumes/{}.qcow2", volume.id),
-        VolumeFormat::Raw => format!("{}/vol-{}", volume.pool, volume.id),
+        VolumeFormat::Raw => format!(
+            "{}/vol-{}",
+            volume.ceph_pool.as_deref().unwrap_or_default(),
+            volume.id
+        ),
     }
 }
 
@@ -103,7 +136,22 @@ pub fn pools(core: &Core) -> Vec<PoolView> {
                     .trouble
                     .map_or(String::new(), |fault| fault.message),
                 default: entry.default,
+                ceph_pools: entry.pool.ceph_pools().iter().map(ceph_pool).collect(),
             }
         })
         .collect()
+}
+
+fn ceph_pool(pool: &CephPoolUsage) -> CephPoolView {
+    CephPoolView {
+        name: pool.name.clone(),
+        capacity: pool.usage.capacity,
+        free: pool.usage.free,
+        state: match pool.state {
+            CephPoolState::Ready => CephPoolCondition::Ready,
+            CephPoolState::NearFull => CephPoolCondition::NearFull,
+            CephPoolState::Full => CephPoolCondition::Full,
+            CephPoolState::Missing => CephPoolCondition::Missing,
+        },
+    }
 }

@@ -14,6 +14,7 @@ use std::io;
 pub struct StorageError {
     kind: StorageErrorKind,
     message: String,
+    users: Vec<String>,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -51,6 +52,16 @@ pub enum StorageErrorKind {
     Unreachable,
     /// Reading or writing failed.
     Io,
+    /// The cluster doesn't answer; nothing is known to have been done.
+    Away,
+    /// The cluster refuses the configured user.
+    Forbidden,
+    /// The cluster has not the Ceph pool.
+    CephPoolMissing,
+    /// The configuration doesn't allow the Ceph pool for root volumes.
+    CephPoolNotAllowed,
+    /// A Ceph pool was asked for of a pool that isn't made of such.
+    NotCeph,
 }
 
 /// Why an image from outside was refused.
@@ -93,6 +104,7 @@ impl StorageError {
         Self {
             kind,
             message: message.into(),
+            users: Vec::new(),
             source: None,
         }
     }
@@ -106,6 +118,7 @@ impl StorageError {
         Self {
             kind,
             message: message.into(),
+            users: Vec::new(),
             source: Some(source.into()),
         }
     }
@@ -117,6 +130,21 @@ impl StorageError {
             Ok(own) => own,
             Err(error) => Self::caused(kind_of(&error), what, error),
         }
+    }
+
+    /// Makes an error about something that `users` use: ids of volumes, names of
+    /// snapshots, addresses of clients.
+    pub(crate) fn in_use(what: &str, users: Vec<String>) -> Self {
+        let message = format!("{what} is used by {}", users.join(", "));
+        Self {
+            users,
+            ..Self::new(StorageErrorKind::InUse, message)
+        }
+    }
+
+    /// Returns who uses what could not be changed, if that is why and known.
+    pub fn users(&self) -> &[String] {
+        &self.users
     }
 
     /// Returns why it failed.

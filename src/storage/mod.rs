@@ -5,9 +5,11 @@
 //! of qcow2 files and a Ceph pool can both be one.
 //!
 //! Invariant: a name in a pool's images or volumes always belongs to a whole
-//! file. Everything is made under another name, synced, and renamed into place,
-//! so a crash at any moment leaves either nothing or the finished thing, and at
-//! most a temporary file that [`Pool::sweep_temporary`] finds.
+//! thing. What takes time to make is made under another name, synced, and renamed
+//! into place, so a crash at any moment leaves either nothing or the finished
+//! thing, and at most something temporary that [`Pool::sweep_temporary`] finds.
+//! (A volume that RBD has cloned and not yet grown is the exception: making it
+//! again finishes it.)
 //!
 //! Everything here blocks: the service calls it from its bounded pool of
 //! threads. It keeps no record of what should exist; that is the journal's.
@@ -19,18 +21,20 @@ pub mod inspect;
 mod qcow2;
 mod qemu_img;
 mod qemu_lock;
+mod rbd;
 pub mod source;
 mod task;
 
 pub use error::{BadImageKind, StorageError, StorageErrorKind};
 pub use qcow2::Qcow2Pool;
+pub use rbd::{CephSecret, Keyring, RbdPool, RbdPoolSpec};
 pub use source::{CheckedSource, ImageSource, SourcePolicy, SourceRequest, UrlPrefix};
 pub use task::Task;
 
 use crate::model::bytes::Bytes;
 use crate::model::ids::{ImageId, VolumeId};
-use crate::model::volume::{DiskSource, PoolKind};
-use std::path::{Path, PathBuf};
+use crate::model::volume::{DiskSource, PoolKind, VolumeKind, VolumeRef};
+use std::path::Path;
 use std::time::SystemTime;
 
 /// One place that holds images and volumes.
@@ -44,6 +48,10 @@ pub trait Pool: Send + Sync {
 
     /// Returns what it is made of.
     fn kind(&self) -> PoolKind;
+
+    /// Tells whether other hosts use it too, so that what is in none of this host's
+    /// records may be theirs.
+    fn is_shared(&self) -> bool;
 
     /// Tells whether the pool was made before and is in its place; not so for the
     /// empty mount point of a file system that is not mounted.
@@ -61,8 +69,27 @@ pub trait Pool: Send + Sync {
     /// known after [`Pool::prepare`], false before.
     fn direct_io(&self) -> bool;
 
-    /// Measures how much it can hold and how much is free.
-    fn usage(&self) -> Result<PoolUsage, StorageError>;
+    /// Decides where a new volume goes: into the Ceph pool of this name, else into
+    /// the usual one for its kind. `None` for a pool that is not made of Ceph pools.
+    ///
+    /// Fails with `NotCeph`, with `CephPoolNotAllowed`, or with `CephPoolMissing`
+    /// when the cluster has it not.
+    fn place(
+        &self,
+        kind: VolumeKind,
+        ceph_pool: Option<&str>,
+    ) -> Result<Option<String>, StorageError>;
+
+    /// Measures how much it can hold and how much is free, where `ceph_pool` says or
+    /// root volumes usually go. At most some seconds old.
+    fn usage(&self, ceph_pool: Option<&str>) -> Result<PoolUsage, StorageError>;
+
+    /// Returns the Ceph pools that it uses or may use, as last measured; none for a
+    /// pool that is not made of such.
+    fn ceph_pools(&self) -> Vec<CephPoolUsage>;
+
+    /// Returns what libvirt must know to open its volumes, if anything.
+    fn secret(&self) -> Result<Option<CephSecret>, StorageError>;
 
     /// Returns the folder on this host in which imports into this pool are
     /// fetched and checked before they become images.
@@ -111,7 +138,7 @@ pub trait Pool: Send + Sync {
     /// same volume already there is success, another one is `Exists`.
     fn create_overlay(
         &self,
-        id: VolumeId,
+        volume: &VolumeRef,
         image: ImageId,
         size: Bytes,
         task: &Task,
@@ -121,23 +148,33 @@ pub trait Pool: Send + Sync {
     /// [`Pool::create_overlay`].
     fn create_empty(
         &self,
-        id: VolumeId,
+        volume: &VolumeRef,
         size: Bytes,
         task: &Task,
     ) -> Result<VolumeFile, StorageError>;
 
-    /// Measures a volume; `None` when the pool doesn't have it. Cheap: no child
-    /// process, and a running guest is not disturbed.
-    fn volume(&self, id: VolumeId) -> Result<Option<VolumeFile>, StorageError>;
+    /// Looks at a volume; `None` when the pool doesn't have it. A running guest is
+    /// not disturbed.
+    fn volume(&self, volume: &VolumeRef) -> Result<Option<VolumeFile>, StorageError>;
 
-    /// Removes a volume and its data for ever; absent is success. Fails with
-    /// `InUse` while a process has it open as a disk.
-    fn delete_volume(&self, id: VolumeId) -> Result<(), StorageError>;
+    /// Measures the space that a volume takes in the pool; `None` when the pool
+    /// doesn't have it.
+    fn actual_size(&self, volume: &VolumeRef) -> Result<Option<Bytes>, StorageError>;
+
+    /// Returns who has a volume open as a disk, in words such as a client's address;
+    /// nobody if the pool doesn't have it.
+    fn holders(&self, volume: &VolumeRef) -> Result<Vec<String>, StorageError>;
+
+    /// Removes a volume; absent is success. Its data is gone for ever, or, in a pool
+    /// with a trash, when its time there is over. Fails with `InUse`, and names the
+    /// users, while someone has it open as a disk or something stands on it.
+    fn delete_volume(&self, volume: &VolumeRef) -> Result<(), StorageError>;
 
     /// Returns where QEMU finds a volume; doesn't look whether it is there.
-    fn volume_source(&self, id: VolumeId) -> DiskSource;
+    fn volume_source(&self, volume: &VolumeRef) -> DiskSource;
 
-    /// Lists everything in the pool, also what isn't ours, in no order.
+    /// Lists everything in the pool, also what isn't ours, in no order. Of a shared
+    /// pool only what is this host's own by its name, and finished images.
     fn entries(&self) -> Result<Vec<Entry>, StorageError>;
 
     /// Removes a finished or half-made file by the name that [`Pool::entries`] gave
@@ -156,6 +193,9 @@ pub trait Pool: Send + Sync {
     /// before the first image or volume is made, because work in progress looks
     /// the same.
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError>;
+
+    /// Removes for ever what has had its time in the trash, and returns the names.
+    fn empty_trash(&self) -> Result<Vec<String>, StorageError>;
 }
 
 /// How much a pool can hold.
@@ -165,6 +205,32 @@ pub struct PoolUsage {
     pub capacity: Bytes,
     /// What can still be written by this process.
     pub free: Bytes,
+    /// It is so close to its end that nothing new should be made in it.
+    pub near_full: bool,
+}
+
+/// A Ceph pool, as last measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CephPoolUsage {
+    /// Its name.
+    pub name: String,
+    /// Its space.
+    pub usage: PoolUsage,
+    /// Whether the cluster has it and it takes data.
+    pub state: CephPoolState,
+}
+
+/// Whether a Ceph pool takes data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CephPoolState {
+    /// It does.
+    Ready,
+    /// It does, and is close to where it won't.
+    NearFull,
+    /// It is full, or at its quota.
+    Full,
+    /// The cluster has no such pool.
+    Missing,
 }
 
 /// An image as its pool holds it.
@@ -181,8 +247,6 @@ pub struct ImageFile {
 pub struct VolumeFile {
     /// What the guest sees.
     pub virtual_size: Bytes,
-    /// Space that it takes in the pool.
-    pub actual_size: Bytes,
     /// What it reads where it has no data of its own.
     pub backing: Backing,
 }
@@ -207,8 +271,8 @@ pub struct Entry {
     pub name: String,
     /// Space that it takes in the pool; for a folder, without what is in it.
     pub actual_size: Bytes,
-    /// When it was last written.
-    pub modified: SystemTime,
+    /// When it was last written, if the pool tells.
+    pub modified: Option<SystemTime>,
     /// Another number for another thing under this name, and when it was changed.
     pub generation: u64,
 }
@@ -235,11 +299,4 @@ pub enum EntryKind {
     Temporary,
     /// Not ours.
     Unknown,
-}
-
-/// Returns the path of a source that is a file of this host.
-fn local_path(source: &DiskSource) -> PathBuf {
-    match source {
-        DiskSource::File(path) => path.clone(),
-    }
 }

@@ -8,7 +8,7 @@ use super::error::{BadImageKind, StorageError, StorageErrorKind};
 use super::task::Task;
 use crate::model::bytes::Bytes;
 use crate::model::image::ImageFormat;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub(crate) fn create(
 /// `data_size` is what the guest's data can take at most; the limits follow
 /// from it. Progress counts bytes of `virtual_size`.
 pub(crate) fn convert(
-    from: &Path,
+    from: &OsStr,
     format: ImageFormat,
     to: &Path,
     virtual_size: Bytes,
@@ -56,23 +56,55 @@ pub(crate) fn convert(
     arguments.extend(words(&["-o", OPTIONS]));
     arguments.push(from.into());
     arguments.push(to.into());
-    let limits = Limits {
+    let limits = limits(virtual_size, data_size);
+    run_convert(&arguments, limits, virtual_size, task)
+}
+
+/// What reading an image from outside may use.
+fn limits(virtual_size: Bytes, data_size: Bytes) -> Limits {
+    Limits {
         memory: MEMORY,
         // Unpacking runs at well over 10 MiB in a second of CPU time.
         cpu: Duration::from_secs(
             120 + virtual_size.get() / (1 << 30) + data_size.get() / (10 << 20),
         ),
         file: file_bound(virtual_size, data_size),
-    };
+    }
+}
+
+fn run_convert(
+    arguments: &[OsString],
+    limits: Limits,
+    virtual_size: Bytes,
+    task: &Task,
+) -> Result<(), StorageError> {
     let mut percent = Percent::default();
     let total = virtual_size.get();
-    let finished = run("qemu-img", &arguments, Some(limits), task, |bytes| {
+    let finished = run("qemu-img", arguments, Some(limits), task, |bytes| {
         if let Some(basis_points) = percent.read(bytes) {
             let done = u128::from(total) * u128::from(basis_points.min(10_000)) / 10_000;
             task.report(u64::try_from(done).unwrap_or(total), total);
         }
     })?;
     finished.success("qemu-img convert").map(drop)
+}
+
+/// Copies a checked image into an RBD image that is there and empty, under limits;
+/// see [`convert`]. `to` names it as QEMU does.
+pub(crate) fn fill(
+    from: &OsStr,
+    format: ImageFormat,
+    to: &OsStr,
+    virtual_size: Bytes,
+    data_size: Bytes,
+    task: &Task,
+) -> Result<(), StorageError> {
+    let mut arguments = words(&["convert", "-p", "-n", "--target-is-zero"]);
+    arguments.extend(words(&["-f", format.as_str(), "-O", "raw"]));
+    arguments.push(from.into());
+    arguments.push(to.into());
+    let limits = limits(virtual_size, data_size);
+    run_convert(&arguments, limits, virtual_size, task)
 }
 
 /// Checks the tables of a file of ours; leaks and errors both fail.

@@ -309,7 +309,9 @@ fn a_guest_with_every_kind_of_device_starts_on_the_older_board(bench: &Bench) {
         spec.vcpus = 2;
         spec.cpu = Cpu::Custom("qemu64".to_owned());
         let root = spec.disks[0].clone();
-        let DiskSource::File(base) = &root.source;
+        let DiskSource::File(base) = &root.source else {
+            panic!("its disks are files");
+        };
         let overlay = base.with_extension("overlay");
         guest::write_overlay(&overlay, base);
         let [shared, fixed] = ["shared", "fixed"].map(|name| base.with_extension(name));

@@ -162,11 +162,11 @@ fn an_image_goes_only_when_no_volume_needs_it() {
     let volume = VolumeId::random();
     place
         .pool
-        .create_overlay(volume, id, Bytes::mib(2), &task())
+        .create_overlay(&volume.into(), id, Bytes::mib(2), &task())
         .expect("a volume");
     place
         .pool
-        .create_empty(VolumeId::random(), MIB, &task())
+        .create_empty(&VolumeId::random().into(), MIB, &task())
         .expect("another");
     assert_eq!(place.pool.volumes_on(id).expect("a list"), vec![volume]);
     assert_eq!(
@@ -174,7 +174,7 @@ fn an_image_goes_only_when_no_volume_needs_it() {
         StorageErrorKind::InUse
     );
     assert!(place.pool.image(id).expect("a look").is_some());
-    place.pool.delete_volume(volume).expect("gone");
+    place.pool.delete_volume(&volume.into()).expect("gone");
     place.pool.delete_image(id).expect("gone");
     place.pool.delete_image(id).expect("absent is success");
     assert_eq!(place.pool.image(id).expect("a look"), None);
@@ -187,7 +187,7 @@ fn a_pool_lists_what_is_ours_and_what_is_not() {
     let volume = VolumeId::random();
     place
         .pool
-        .create_overlay(volume, image, MIB, &task())
+        .create_overlay(&volume.into(), image, MIB, &task())
         .expect("a volume");
     let root = place.folder.path().join("pool");
     std::fs::write(root.join("volumes/notes.txt"), "x").expect("a file");

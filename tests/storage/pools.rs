@@ -27,16 +27,16 @@ fn a_pool_belongs_to_one_holder_at_a_time() {
     let volume = VolumeId::random();
     place
         .pool
-        .create_empty(volume, Bytes::mib(1), &task())
+        .create_empty(&volume.into(), Bytes::mib(1), &task())
         .expect("a volume");
     let denied = |error| assert_eq!(failure(error), StorageErrorKind::Denied);
     denied(other.sweep_temporary(&[]).map(drop));
-    denied(other.usage().map(drop));
-    denied(other.delete_volume(volume));
-    let another = other.create_empty(VolumeId::random(), Bytes::mib(1), &task());
+    denied(other.usage(None).map(drop));
+    denied(other.delete_volume(&volume.into()));
+    let another = other.create_empty(&VolumeId::random().into(), Bytes::mib(1), &task());
     denied(another.map(drop));
     assert!(making.exists());
-    assert!(place.pool.volume(volume).expect("a pool").is_some());
+    assert!(place.pool.volume(&volume.into()).expect("a pool").is_some());
 
     let Place { folder, pool, .. } = place;
     drop(pool);
@@ -51,7 +51,7 @@ fn nothing_is_gone_from_a_pool_that_was_moved_away() {
     let volume = VolumeId::random();
     place
         .pool
-        .create_empty(volume, Bytes::mib(1), &task())
+        .create_empty(&volume.into(), Bytes::mib(1), &task())
         .expect("a volume");
     for other_folder in [false, true] {
         let away = place.folder.path().join("away");
@@ -61,15 +61,15 @@ fn nothing_is_gone_from_a_pool_that_was_moved_away() {
             other.prepare().expect("an empty pool");
         }
         let moved = |result| assert_eq!(failure(result), StorageErrorKind::Io);
-        moved(place.pool.volume(volume).map(drop));
+        moved(place.pool.volume(&volume.into()).map(drop));
         moved(place.pool.image(ImageId::random()).map(drop));
-        moved(place.pool.delete_volume(volume));
-        moved(place.pool.usage().map(drop));
+        moved(place.pool.delete_volume(&volume.into()));
+        moved(place.pool.usage(None).map(drop));
         if other_folder {
             std::fs::remove_dir_all(&root).expect("the other one");
         }
         std::fs::rename(&away, &root).expect("it is back");
-        assert!(place.pool.volume(volume).expect("a pool").is_some());
+        assert!(place.pool.volume(&volume.into()).expect("a pool").is_some());
     }
 }
 
@@ -91,7 +91,7 @@ fn qemu_may_enter_a_pool_but_not_list_it() {
             .mode();
         assert_eq!(mode & 0o777, wanted, "{folder}");
     }
-    let usage = place.pool.usage().expect("a measure");
+    let usage = place.pool.usage(None).expect("a measure");
     assert!(
         usage.free > Bytes::ZERO && usage.free <= usage.capacity,
         "{usage:?}"
@@ -262,9 +262,9 @@ fn a_volume_in_a_full_pool_is_refused_and_leaves_nothing() {
     let place = small_place(16);
     fill(&place.disk.0);
     let id = VolumeId::random();
-    let result = place.pool.create_empty(id, MIB, &task());
+    let result = place.pool.create_empty(&id.into(), MIB, &task());
     assert_eq!(failure(result), StorageErrorKind::Full);
-    assert_eq!(place.pool.volume(id).expect("a look"), None);
+    assert_eq!(place.pool.volume(&id.into()).expect("a look"), None);
     assert_eq!(names(place.pool.scratch()), Vec::<String>::new());
 }
 
@@ -272,7 +272,12 @@ fn a_volume_in_a_full_pool_is_refused_and_leaves_nothing() {
 fn an_entry_is_removed_only_as_it_was_listed_and_only_from_the_pools_own_folders() {
     let place = Place::new();
     let id = VolumeId::random();
-    let make = || place.pool.create_empty(id, MIB, &task()).expect("a volume");
+    let make = || {
+        place
+            .pool
+            .create_empty(&id.into(), MIB, &task())
+            .expect("a volume")
+    };
     let listed = || {
         let entries = place.pool.entries().expect("a list");
         entries.into_iter().next().expect("one entry")
@@ -319,7 +324,7 @@ fn what_stands_on_an_entry_is_found_through_links_and_chains_that_go_round() {
     let volume = VolumeId::random();
     place
         .pool
-        .create_overlay(volume, image, MIB, &task())
+        .create_overlay(&volume.into(), image, MIB, &task())
         .expect("an overlay");
     let name = format!("images/{image}.qcow2");
     let text = |path: &Path| path.display().to_string();

@@ -105,6 +105,7 @@ pub(crate) fn task() -> Task {
 pub(crate) fn path_of(source: DiskSource) -> PathBuf {
     match source {
         DiskSource::File(path) => path,
+        DiskSource::Rbd(image) => panic!("{} is no file", image.image),
     }
 }
 

@@ -14,16 +14,13 @@ fn an_overlay_reads_the_images_bytes_and_names_its_format() {
     let id = VolumeId::random();
     let made = place
         .pool
-        .create_overlay(id, image, Bytes::mib(10), &task())
+        .create_overlay(&id.into(), image, Bytes::mib(10), &task())
         .expect("a volume");
     assert_eq!(made.virtual_size, Bytes::mib(10));
     assert_eq!(made.backing, Backing::Image(image));
-    assert!(
-        made.actual_size < MIB,
-        "an overlay costs nothing: {}",
-        made.actual_size
-    );
-    let path = path_of(place.pool.volume_source(id));
+    let takes = place.pool.actual_size(&id.into()).expect("measured");
+    assert!(takes < Some(MIB), "an overlay costs nothing: {takes:?}");
+    let path = path_of(place.pool.volume_source(&id.into()));
     let facts = facts(&path);
     assert_eq!(facts["virtual-size"], 10 << 20);
     assert_eq!(facts["backing-filename-format"], "qcow2");
@@ -55,17 +52,20 @@ fn a_pool_that_was_moved_still_works() {
     let id = VolumeId::random();
     place
         .pool
-        .create_overlay(id, image, MIB, &task())
+        .create_overlay(&id.into(), image, MIB, &task())
         .expect("a volume");
     let moved = place.folder.path().join("moved");
     std::fs::rename(place.folder.path().join("pool"), &moved).expect("moved");
     let pool = Qcow2Pool::new("main", &moved);
-    let path = path_of(pool.volume_source(id));
+    let path = path_of(pool.volume_source(&id.into()));
     run(
         "qemu-io",
         &[&"-f", &"qcow2", &"-c", &"read -P 42 0 1M", &path],
     );
-    let found = pool.volume(id).expect("a look").expect("it is there");
+    let found = pool
+        .volume(&id.into())
+        .expect("a look")
+        .expect("it is there");
     assert_eq!(found.backing, Backing::Image(image));
 }
 
@@ -76,25 +76,25 @@ fn the_same_volume_again_is_success_and_another_is_refused() {
     let id = VolumeId::random();
     let first = place
         .pool
-        .create_overlay(id, image, Bytes::mib(4), &task())
+        .create_overlay(&id.into(), image, Bytes::mib(4), &task())
         .expect("a volume");
     let again = place
         .pool
-        .create_overlay(id, image, Bytes::mib(4), &task())
+        .create_overlay(&id.into(), image, Bytes::mib(4), &task())
         .expect("the same");
     assert_eq!(first, again);
     let exists = StorageErrorKind::Exists;
     let pool = &place.pool;
     assert_eq!(
-        failure(pool.create_overlay(id, image, Bytes::mib(5), &task())),
+        failure(pool.create_overlay(&id.into(), image, Bytes::mib(5), &task())),
         exists
     );
     assert_eq!(
-        failure(pool.create_overlay(id, other, Bytes::mib(4), &task())),
+        failure(pool.create_overlay(&id.into(), other, Bytes::mib(4), &task())),
         exists
     );
     assert_eq!(
-        failure(pool.create_empty(id, Bytes::mib(4), &task())),
+        failure(pool.create_empty(&id.into(), Bytes::mib(4), &task())),
         exists
     );
 }
@@ -105,17 +105,17 @@ fn sizes_are_whole_sectors_and_never_less_than_the_image() {
     let image = place.image(2, 1);
     let pool = &place.pool;
     let id = VolumeId::random();
-    let small = pool.create_overlay(id, image, Bytes::mib(1), &task());
+    let small = pool.create_overlay(&id.into(), image, Bytes::mib(1), &task());
     assert_eq!(failure(small), StorageErrorKind::BadSize);
-    let nothing = pool.create_empty(id, Bytes::ZERO, &task());
+    let nothing = pool.create_empty(&id.into(), Bytes::ZERO, &task());
     assert_eq!(failure(nothing), StorageErrorKind::BadSize);
-    let huge = pool.create_empty(id, Bytes(u64::MAX), &task());
+    let huge = pool.create_empty(&id.into(), Bytes(u64::MAX), &task());
     assert_eq!(failure(huge), StorageErrorKind::BadSize);
     let odd = pool
-        .create_empty(id, Bytes(1_000_001), &task())
+        .create_empty(&id.into(), Bytes(1_000_001), &task())
         .expect("a volume");
     assert_eq!(odd.virtual_size, Bytes(1_000_448));
-    pool.create_empty(id, Bytes(1_000_001), &task())
+    pool.create_empty(&id.into(), Bytes(1_000_001), &task())
         .expect("the same");
 }
 
@@ -125,9 +125,9 @@ fn an_overlay_on_an_absent_image_is_refused_and_leaves_nothing() {
     let id = VolumeId::random();
     let result = place
         .pool
-        .create_overlay(id, ImageId::random(), MIB, &task());
+        .create_overlay(&id.into(), ImageId::random(), MIB, &task());
     assert_eq!(failure(result), StorageErrorKind::NotFound);
-    assert_eq!(place.pool.volume(id).expect("a look"), None);
+    assert_eq!(place.pool.volume(&id.into()).expect("a look"), None);
     assert_eq!(place.leftovers(), Vec::<String>::new());
 }
 
@@ -135,8 +135,11 @@ fn an_overlay_on_an_absent_image_is_refused_and_leaves_nothing() {
 fn a_volume_that_a_process_uses_is_measured_but_not_removed() {
     let place = Place::new();
     let id = VolumeId::random();
-    place.pool.create_empty(id, MIB, &task()).expect("a volume");
-    let path = path_of(place.pool.volume_source(id));
+    place
+        .pool
+        .create_empty(&id.into(), MIB, &task())
+        .expect("a volume");
+    let path = path_of(place.pool.volume_source(&id.into()));
     let mut user = command("qemu-io")
         .args(["-f", "qcow2"])
         .arg(&path)
@@ -151,15 +154,18 @@ fn a_volume_that_a_process_uses_is_measured_but_not_removed() {
     // It answers once it has opened the file.
     output.read_line(&mut line).expect("it answers");
     assert_eq!(
-        failure(place.pool.delete_volume(id)),
+        failure(place.pool.delete_volume(&id.into())),
         StorageErrorKind::InUse
     );
-    assert!(place.pool.volume(id).expect("a look").is_some());
+    assert!(place.pool.volume(&id.into()).expect("a look").is_some());
     input.write_all(b"quit\n").expect("it listens");
     user.wait().expect("it ends");
-    place.pool.delete_volume(id).expect("gone");
-    place.pool.delete_volume(id).expect("absent is success");
-    assert_eq!(place.pool.volume(id).expect("a look"), None);
+    place.pool.delete_volume(&id.into()).expect("gone");
+    place
+        .pool
+        .delete_volume(&id.into())
+        .expect("absent is success");
+    assert_eq!(place.pool.volume(&id.into()).expect("a look"), None);
 }
 
 #[test]
@@ -172,7 +178,7 @@ fn twenty_callers_who_make_one_volume_make_it_once() {
             scope.spawn(|| {
                 place
                     .pool
-                    .create_overlay(id, image, MIB, &task())
+                    .create_overlay(&id.into(), image, MIB, &task())
                     .expect("the volume");
             });
         }

@@ -10,7 +10,7 @@ use crate::model::volume::{
     PoolKind, Volume, VolumeAttachment, VolumeFormat, VolumeKind, VolumeQos,
 };
 use crate::proto::v1 as wire;
-use crate::service::volumes::{self, PoolView};
+use crate::service::volumes::{self, CephPoolCondition, CephPoolView, PoolView};
 
 /// QEMU's throttling takes no larger numbers.
 const LARGEST_LIMIT: u64 = 1_000_000_000_000_000;
@@ -129,6 +129,7 @@ pub(in super::super) fn shown(vm: VmId, volume: &Volume, pending: bool) -> wire:
         expire_time: until.map(timestamp),
         description: volume.description.clone(),
         annotations: volume.annotations.clone().into_iter().collect(),
+        ceph_pool: volume.ceph_pool.clone().unwrap_or_default(),
     }
 }
 
@@ -147,5 +148,21 @@ pub(in super::super) fn shown_pool(pool: &PoolView) -> wire::Pool {
         ready: pool.ready,
         reason: pool.reason.clone(),
         default: pool.default,
+        ceph_pools: pool.ceph_pools.iter().map(shown_ceph_pool).collect(),
+    }
+}
+
+fn shown_ceph_pool(pool: &CephPoolView) -> wire::CephPool {
+    wire::CephPool {
+        name: pool.name.clone(),
+        capacity_bytes: pool.capacity.get(),
+        free_bytes: pool.free.get(),
+        state: match pool.state {
+            CephPoolCondition::Ready => wire::CephPoolState::Ready,
+            CephPoolCondition::NearFull => wire::CephPoolState::NearFull,
+            CephPoolCondition::Full => wire::CephPoolState::Full,
+            CephPoolCondition::Missing => wire::CephPoolState::Missing,
+        }
+        .into(),
     }
 }

@@ -46,6 +46,7 @@ pub(super) fn vm(created_by: OperationId) -> Vm {
             id: root,
             name: "root".to_owned(),
             pool: "default".to_owned(),
+            ceph_pool: None,
             kind: VolumeKind::Root,
             format: VolumeFormat::Qcow2,
             image_id: Some(image_id),

@@ -13,13 +13,14 @@ use super::{AGENT_CHANNEL, METADATA_NAMESPACE};
 use crate::model::hardware::{Cpu, Firmware};
 use crate::model::nic::Attachment;
 use crate::model::time::Timestamp;
-use crate::model::volume::{DiskSource, VolumeFormat};
+use crate::model::volume::{DiskSource, RbdSource, VolumeFormat};
 use rand::Rng;
 use rand::distr::Alphanumeric;
 use std::path::Path;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime, Time, UtcOffset};
+use uuid::Uuid;
 
 fn el(name: &'static str) -> Element {
     Element::new(name)
@@ -231,13 +232,59 @@ const fn format_name(format: VolumeFormat) -> &'static str {
 const fn source_kind(source: &DiskSource) -> &'static str {
     match source {
         DiskSource::File(_) => "file",
+        DiskSource::Rbd(_) => "network",
     }
 }
 
 fn source(source: &DiskSource) -> Result<Element, XmlError> {
     match source {
         DiskSource::File(path) => Ok(el("source").with("file", path_text(path)?)),
+        DiskSource::Rbd(image) => Ok(rbd_source(image)),
     }
+}
+
+/// An RBD image, by its cluster's monitors and the secret that libvirt has for it.
+fn rbd_source(image: &RbdSource) -> Element {
+    let access = &image.access;
+    let hosts = access.monitors.iter().map(|monitor| {
+        let host = el("host").with("name", monitor.host.as_str());
+        match monitor.port {
+            Some(port) => host.with("port", port.to_string()),
+            None => host,
+        }
+    });
+    el("source")
+        .with("protocol", "rbd")
+        .with("name", format!("{}/{}", image.pool, image.image))
+        .children(hosts)
+        .children(
+            image
+                .snapshot
+                .iter()
+                .map(|name| el("snapshot").with("name", name.as_str())),
+        )
+        .child(
+            el("auth").with("username", access.user.as_str()).child(
+                el("secret")
+                    .with("type", "ceph")
+                    .with("uuid", access.secret.to_string()),
+            ),
+        )
+}
+
+/// A Ceph user's key, without its value.
+pub(in super::super) fn ceph_secret(id: Uuid, usage: &str) -> Result<String, XmlError> {
+    el("secret")
+        .with("ephemeral", "yes")
+        .with("private", "yes")
+        .child(el("uuid").text(id.to_string()))
+        .child(el("description").text("the key of a Ceph user, given by kvmlet"))
+        .child(
+            el("usage")
+                .with("type", "ceph")
+                .child(el("name").text(usage)),
+        )
+        .to_xml()
 }
 
 fn disk(spec: &DiskSpec) -> Result<Element, XmlError> {

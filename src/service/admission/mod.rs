@@ -27,10 +27,10 @@ use crate::model::stop::{OnTimeout, StopPolicy};
 use crate::model::tag;
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
-use crate::model::volume::Volume;
+use crate::model::volume::{Volume, VolumeKind};
 use hardware::hardware;
 use nics::{check_addresses, nics};
-use volumes::{Place, check_files, check_room, check_volume_ids, root_pool, volume};
+use volumes::{Place, ceph_pool, check_files, check_room, check_volume_ids, root_place, volume};
 
 /// How to stop a guest, with the configured times where the caller gave none.
 pub fn stop_policy(wish: Option<StopWish>, settings: &VmSettings) -> StopPolicy {
@@ -79,13 +79,15 @@ pub async fn create(
         image_id: Some(wish.image_id),
         ..wish.root_volume.clone()
     };
-    let root_pool = root_pool(core, &tags, wish.root_volume.pool.as_deref())?;
+    let named = wish.root_volume.pool.as_deref();
+    let (root_pool, root_ceph_pool) = root_place(core, &tags, named).await?;
     let root = volume(
         core,
         &root_wish,
         Place {
             index: 0,
-            pool: root_pool,
+            pool: &root_pool,
+            ceph_pool: root_ceph_pool,
             field: "root_volume",
             image_field: "image_id",
         },
@@ -102,6 +104,7 @@ pub async fn create(
         let place = Place {
             index,
             pool: pool.pool.name(),
+            ceph_pool: ceph_pool(core, pool.pool.name(), VolumeKind::Data, None).await?,
             field: &field,
             image_field: &image_field,
         };
@@ -252,9 +255,10 @@ pub async fn new_root(
     let old = vm
         .root()
         .ok_or_else(|| internal("a VM has no root volume"))?;
-    let pool = match &tags.ceph_root_pool {
-        Some(_) => root_pool(core, &tags, None)?,
-        None => core.pools.named(&old.pool, "vm_id")?.pool.name(),
+    let pool = core.pools.named(&old.pool, "vm_id")?.pool.name();
+    let place = match &tags.ceph_root_pool {
+        Some(tag) => ceph_pool(core, pool, VolumeKind::Root, Some(tag)).await?,
+        None => old.ceph_pool.clone(),
     };
     let image = core.images.ready(wish.image_id, "image_id")?;
     let size = match wish.size_policy {
@@ -284,13 +288,17 @@ pub async fn new_root(
     let place = Place {
         index: 0,
         pool,
+        ceph_pool: place,
         field: "",
         image_field: "image_id",
     };
     let volume = volume(core, &new, place, now)?;
-    check_files(core, std::slice::from_ref(&volume), None)
-        .await
-        .map_err(of_resource)?;
+    if wish.resource_id.is_some() || volume.ceph_pool.is_none() {
+        // A cluster is not asked for an id that was made a moment ago.
+        check_files(core, std::slice::from_ref(&volume), None)
+            .await
+            .map_err(of_resource)?;
+    }
     check_room(core, std::slice::from_ref(&volume)).await?;
     Ok(volume)
 }

@@ -10,6 +10,7 @@ use crate::model::tag::Tags;
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{PoolKind, Volume, VolumeAttachment, VolumeFormat, VolumeKind};
+use crate::service::pools::PoolEntry;
 use crate::storage::Backing;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,44 +19,101 @@ const GRAIN: Bytes = Bytes::mib(1);
 /// The largest volume that may be asked for.
 const LARGEST_VOLUME: Bytes = Bytes::gib(64 << 10);
 
-/// The pool of a root volume: the tag's, else the named one, else the default.
-pub(super) fn root_pool<'a>(
-    core: &'a Core,
+/// The field that the tag is in.
+const TAGS: &str = "system_tags";
+
+/// Where the root volume of a new VM goes: into the named pool, else, for a tag, the
+/// one that is Ceph, else the default.
+///
+/// # Errors
+/// See [`ceph_pool`]; `POOL_NOT_FOUND`.
+pub(super) async fn root_place(
+    core: &Core,
     tags: &Tags,
     named: Option<&str>,
-) -> Result<&'a str, Fault> {
-    if let Some(wanted) = &tags.ceph_root_pool {
-        let pool = core
-            .pools
-            .get(wanted)
-            .filter(|entry| entry.pool.kind() == PoolKind::Rbd);
-        let entry = pool.ok_or_else(|| {
-            Fault::field(
-                Reason::PoolNotCeph,
-                "system_tags",
-                "names a Ceph pool, and no Ceph pool of that name is configured on this host",
-            )
-            .with("pool", wanted)
-        })?;
-        if named.is_some_and(|named| named != wanted) {
-            return Err(Fault::field(
-                Reason::FieldInvalid,
-                "root_volume.pool",
-                "names another pool than the tag does",
-            ));
+) -> Result<(String, Option<String>), Fault> {
+    let entry = match (named, &tags.ceph_root_pool) {
+        (Some(name), _) => core.pools.named(name, "root_volume.pool")?,
+        (None, None) => core.pools.default_pool(),
+        (None, Some(wanted)) => pool_for(core, wanted).await?,
+    };
+    let pool = entry.pool.name().to_owned();
+    let place = ceph_pool(
+        core,
+        &pool,
+        VolumeKind::Root,
+        tags.ceph_root_pool.as_deref(),
+    )
+    .await?;
+    Ok((pool, place))
+}
+
+/// The pool for a root volume that a tag puts into a Ceph pool, if the request names
+/// none: the default, if that is Ceph; else the first that takes the tag. If none
+/// does, the first that is Ceph, which says why.
+async fn pool_for<'a>(core: &'a Core, wanted: &str) -> Result<&'a PoolEntry, Fault> {
+    let default = core.pools.default_pool();
+    if default.pool.kind() == PoolKind::Rbd {
+        return Ok(default);
+    }
+    let ceph = || {
+        let all = core.pools.all().iter();
+        all.filter(|entry| entry.pool.kind() == PoolKind::Rbd)
+    };
+    for entry in ceph() {
+        if ceph_pool(core, entry.pool.name(), VolumeKind::Root, Some(wanted))
+            .await
+            .is_ok()
+        {
+            return Ok(entry);
         }
-        return Ok(entry.pool.name());
     }
-    match named {
-        Some(name) => Ok(core.pools.named(name, "root_volume.pool")?.pool.name()),
-        None => Ok(core.pools.default_pool().pool.name()),
-    }
+    ceph().next().ok_or_else(|| {
+        let problem = "names a Ceph pool, and no pool of this host is Ceph";
+        Fault::field(Reason::PoolNotCeph, TAGS, problem).with("ceph_pool", wanted)
+    })
+}
+
+/// The Ceph pool of a new volume: the tag's, else the usual one for its kind; `None`
+/// in a pool that is not Ceph.
+///
+/// # Errors
+/// `POOL_NOT_CEPH`, `CEPH_POOL_NOT_ALLOWED`, `CEPH_POOL_NOT_FOUND` about the tag, and
+/// as any call to a pool.
+pub(super) async fn ceph_pool(
+    core: &Core,
+    pool: &str,
+    kind: VolumeKind,
+    tag: Option<&str>,
+) -> Result<Option<String>, Fault> {
+    let wanted = tag.map(str::to_owned);
+    let place = core
+        .pools
+        .call(pool, move |pool, _| pool.place(kind, wanted.as_deref()))
+        .await;
+    let (Err(fault), Some(tag)) = (&place, tag) else {
+        return place;
+    };
+    let problem = match fault.reason {
+        Reason::PoolNotCeph => format!("names a Ceph pool, and pool {pool} is not Ceph"),
+        Reason::CephPoolNotAllowed => {
+            format!("names {tag}, which pool {pool} does not allow for root volumes")
+        }
+        Reason::CephPoolNotFound => {
+            format!("names {tag}, which the Ceph cluster of pool {pool} does not have")
+        }
+        _ => return place,
+    };
+    Err(Fault::field(fault.reason, TAGS, problem)
+        .with("pool", pool)
+        .with("ceph_pool", tag))
 }
 
 /// Where a volume goes, and how its fields are named in faults.
 pub(super) struct Place<'a> {
     pub(super) index: u32,
     pub(super) pool: &'a str,
+    pub(super) ceph_pool: Option<String>,
     pub(super) field: &'a str,
     pub(super) image_field: &'a str,
 }
@@ -133,6 +191,7 @@ pub(super) fn volume(
             wish.name.clone()
         },
         pool: place.pool.to_owned(),
+        ceph_pool: place.ceph_pool,
         kind,
         format,
         image_id: wish.image_id,
@@ -183,9 +242,10 @@ pub(super) async fn check_files(
 ) -> Result<(), Fault> {
     for volume in volumes {
         let id = volume.id;
+        let place = volume.reference();
         let found = core
             .pools
-            .call(&volume.pool, move |pool, _| pool.volume(id))
+            .call(&volume.pool, move |pool, _| pool.volume(&place))
             .await?;
         let Some(found) = found else { continue };
         let left_over = former.is_some_and(|vm| vm.volume(id).is_some());
@@ -218,13 +278,14 @@ fn taken(volume: &Volume) -> Fault {
 
 /// Refuses volumes that could outgrow what is free in their pools.
 pub(super) async fn check_room(core: &Core, volumes: &[Volume]) -> Result<(), Fault> {
-    let mut needed: BTreeMap<&str, Bytes> = BTreeMap::new();
+    let mut needed: BTreeMap<(&str, Option<&str>), Bytes> = BTreeMap::new();
     for volume in volumes {
-        let sum = needed.entry(&volume.pool).or_default();
+        let place = (volume.pool.as_str(), volume.ceph_pool.as_deref());
+        let sum = needed.entry(place).or_default();
         *sum = sum.saturating_add(volume.size);
     }
-    for (pool, bytes) in needed {
-        core.pools.check_room(pool, bytes).await?;
+    for ((pool, ceph_pool), bytes) in needed {
+        core.pools.check_room(pool, ceph_pool, bytes).await?;
     }
     Ok(())
 }

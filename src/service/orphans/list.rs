@@ -80,11 +80,17 @@ async fn look_into(core: &Core, name: &str) -> Result<Contents, Fault> {
         .call(name, |pool, _| {
             let mut found = Vec::new();
             for entry in pool.entries()? {
+                if pool.is_shared() && entry.kind != EntryKind::Temporary {
+                    // It may be another host's.
+                    continue;
+                }
                 let backing = match entry.kind {
                     // A header that can't be read says nothing about it.
-                    EntryKind::Volume(id) => {
-                        pool.volume(id).ok().flatten().map(|file| file.backing)
-                    }
+                    EntryKind::Volume(id) => pool
+                        .volume(&id.into())
+                        .ok()
+                        .flatten()
+                        .map(|file| file.backing),
                     EntryKind::Image(_) | EntryKind::Temporary | EntryKind::Unknown => None,
                 };
                 found.push((entry, backing));
@@ -118,7 +124,7 @@ fn file_orphan(
         pool: pool.name.clone(),
         name: entry.name.clone(),
         size: entry.actual_size,
-        modify_time: Some(Timestamp::from_system(entry.modified)),
+        modify_time: entry.modified.map(Timestamp::from_system),
         evidence,
         image_id,
         vm_id: None,

@@ -23,6 +23,7 @@ use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, OrphanId};
 use crate::model::orphan::{Orphan, OrphanKind};
 use crate::model::reason::Reason;
+use crate::model::volume::DiskSource;
 use crate::storage::EntryKind;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -192,8 +193,8 @@ async fn no_disk_stands_on(core: &Core, orphan: &Orphan) -> Result<(), Fault> {
                 for entry in pool.entries()? {
                     if let EntryKind::Volume(id) = entry.kind
                         && own.as_ref() != Some(&entry.name)
+                        && let DiskSource::File(path) = pool.volume_source(&id.into())
                     {
-                        let crate::model::volume::DiskSource::File(path) = pool.volume_source(id);
                         paths.push((path.display().to_string(), id));
                     }
                 }

@@ -3,23 +3,31 @@
 use super::power::StartGuest;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
-use crate::model::ids::{ImageId, VolumeId};
+use crate::model::ids::ImageId;
 use crate::model::reason::Reason;
 use crate::model::vm::{Life, Vm};
+use crate::model::volume::VolumeRef;
 use crate::service::cell::Cell;
 use crate::service::domains;
 use crate::service::gate::Lane;
 use crate::service::image_cache;
 use crate::service::plan::{Plan, Run, Step, Undone};
+use crate::service::pools::Work;
 use crate::storage::Task;
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long copying an image from one pool to another may take.
 const COPY: Duration = Duration::from_secs(3600);
 /// How long making a volume may take, which writes no data.
 const MAKE: Duration = Duration::from_secs(60);
+/// How long a client that ended suddenly is known to a cluster, and some more: the
+/// default of osd_client_watch_timeout is 30 s.
+const GONE: Duration = Duration::from_secs(40);
+/// How often a volume in use is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
     let mut plan = Plan::new();
@@ -32,9 +40,10 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
         }
         plan.push(Box::new(MakeVolume {
             pool: volume.pool.clone(),
-            id: volume.id,
+            volume: volume.reference(),
             image: volume.image_id,
             size: volume.size,
+            taken: AtomicBool::new(false),
         }));
     }
     plan.push(Box::new(DefineDomain {
@@ -97,7 +106,7 @@ impl Step for CacheImage {
         );
         run.core
             .pools
-            .call_task(&self.pool, Lane::Import, COPY, task, move |pool, task| {
+            .call_task(&self.pool, Work::Long, COPY, task, move |pool, task| {
                 pool.copy_image_from(id, &from, task).map(drop)
             })
             .await
@@ -113,12 +122,14 @@ impl Step for CacheImage {
 pub struct MakeVolume {
     /// The pool to make it in.
     pub pool: String,
-    /// Its id.
-    pub id: VolumeId,
+    /// The volume.
+    pub volume: VolumeRef,
     /// The image, if from one.
     pub image: Option<ImageId>,
     /// What the guest shall see.
     pub size: Bytes,
+    /// Another volume was found under its id.
+    pub taken: AtomicBool,
 }
 
 #[async_trait]
@@ -128,51 +139,90 @@ impl Step for MakeVolume {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.id;
+        if self.volume.ceph_pool.is_some() && !run.operation.is_resumed() {
+            // A cluster makes it or says that it is there, in one.
+            return Ok(false);
+        }
+        let volume = self.volume.clone();
         let found = run
             .core
             .pools
-            .call(&self.pool, move |pool, _| pool.volume(id))
+            .call(&self.pool, move |pool, _| pool.volume(&volume))
             .await?;
-        Ok(found.is_some())
+        // One that a former run made, and did not grow, is not done.
+        Ok(found.is_some_and(|found| found.virtual_size == self.size))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let (id, image, size) = (self.id, self.image, self.size);
+        let (volume, image, size) = (self.volume.clone(), self.image, self.size);
         let task = Task::new(
             run.operation.cancel_flag(),
             Some(Instant::now() + MAKE),
             |_, _| (),
         );
-        run.core
+        let made = run
+            .core
             .pools
             .call_task(
                 &self.pool,
-                Lane::Storage,
+                Work::Quick,
                 MAKE,
                 task,
                 move |pool, task| match image {
-                    Some(image) => pool.create_overlay(id, image, size, task).map(drop),
-                    None => pool.create_empty(id, size, task).map(drop),
+                    Some(image) => pool.create_overlay(&volume, image, size, task).map(drop),
+                    None => pool.create_empty(&volume, size, task).map(drop),
                 },
             )
-            .await
+            .await;
+        let taken = matches!(&made, Err(fault) if fault.reason == Reason::VolumeExists);
+        self.taken.store(taken, Ordering::Relaxed);
+        made
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        let id = self.id;
-        run.core
+        if self.taken.load(Ordering::Relaxed) {
+            // Another host has made it meanwhile: it is not ours to remove.
+            return Ok(Undone::Nothing);
+        }
+        let volume = self.volume.clone();
+        let found = run
+            .core
             .pools
-            .call(&self.pool, move |pool, _| {
-                let there = pool.volume(id)?.is_some();
-                pool.delete_volume(id)?;
-                Ok(if there {
-                    Undone::Something
-                } else {
-                    Undone::Nothing
-                })
-            })
-            .await
+            .call(&self.pool, move |pool, _| pool.volume(&volume))
+            .await?;
+        if found.is_none() {
+            return Ok(Undone::Nothing);
+        }
+        remove_volume(run, &self.pool, &self.volume).await?;
+        Ok(Undone::Something)
+    }
+}
+
+/// Removes a volume. The cluster takes a client for there until half a minute after
+/// its end, if that was sudden: a QEMU that was killed is waited for.
+///
+/// # Errors
+/// `VOLUME_IN_USE`, and as any call to a pool.
+pub(super) async fn remove_volume(run: &Run, pool: &str, volume: &VolumeRef) -> Result<(), Fault> {
+    let until = Instant::now() + GONE;
+    loop {
+        let place = volume.clone();
+        let removed = run
+            .core
+            .pools
+            .call(pool, move |pool, _| pool.delete_volume(&place))
+            .await;
+        match removed {
+            Err(fault)
+                if fault.reason == Reason::VolumeInUse
+                    && volume.ceph_pool.is_some()
+                    && Instant::now() < until
+                    && !run.core.stopping.is_cancelled() =>
+            {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            removed => return removed,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::service::fault::{chain, from_source, internal};
 use crate::service::gate::Lane;
 use crate::service::image_cache;
 use crate::service::plan::{self, Plan, Run, Step, Undone};
+use crate::service::pools::Work;
 use crate::storage::{
     CheckedSource, ImageFile, ImageSource, SourcePolicy, SourceRequest, StorageErrorKind, Task,
     source,
@@ -110,7 +111,7 @@ impl Step for FetchSource {
         // A pool that another process holds is not downloaded into.
         run.core
             .pools
-            .call(&self.image.pool, |pool, _| pool.usage())
+            .call(&self.image.pool, |pool, _| pool.usage(None))
             .await?;
         let entry = run.core.pools.named(&self.image.pool, "pool")?;
         let pool = entry.pool.clone();
@@ -203,12 +204,11 @@ impl Step for ConvertImage {
         let entry = run.core.pools.named(&self.image.pool, "pool")?;
         let pool = entry.pool.clone();
         let task = leash(run, 1);
+        let lane = entry.lane(Work::Long);
         let answer = run
             .core
             .gate
-            .run(Lane::Import, IMPORT, move || {
-                pool.put_image(id, &source, &task)
-            })
+            .run(lane, IMPORT, move || pool.put_image(id, &source, &task))
             .await
             .map_err(|error| crate::service::fault::from_gate_storage(error, &self.image.pool))?;
         match answer {
@@ -238,6 +238,11 @@ impl Step for ConvertImage {
         run.core
             .pools
             .call(&self.image.pool, move |pool, _| {
+                if pool.is_shared() {
+                    // What is whole may be in use by another host that imported it too;
+                    // what is not was removed by who made it.
+                    return Ok(Undone::Nothing);
+                }
                 let there = pool.image(id)?.is_some();
                 pool.delete_image(id)?;
                 Ok(if there {

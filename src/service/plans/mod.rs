@@ -4,6 +4,7 @@
 //! restart the same list is made again and run from its start.
 
 mod create;
+mod disks;
 pub(super) mod images;
 pub(super) mod orphans;
 mod power;

@@ -1,5 +1,6 @@
 //! Start, pause, resume, save, reset, reboot: one step each.
 
+use super::disks;
 use crate::libvirt::{Begin, ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
@@ -177,6 +178,7 @@ impl Step for StartGuest {
 
 /// Starts the domain.
 pub(super) async fn start_guest(run: &Run, cell: &Cell, begin: Begin) -> Result<(), Fault> {
+    disks::get_ready(run, cell).await?;
     let id = cell.id;
     let host = run.core.node.id();
     // Restoring reads the guest's whole memory.

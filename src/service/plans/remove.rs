@@ -5,16 +5,15 @@
 //! and in the domain. What is expunged goes in this order: domain, volumes,
 //! record.
 
-use super::create::DefineDomain;
+use super::create::{DefineDomain, remove_volume};
 use super::power::has_power;
 use super::stop::StopFirst;
 use super::update::DescribeDomain;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
-use crate::model::ids::VolumeId;
 use crate::model::reason::Reason;
 use crate::model::vm::{Life, Vm};
-use crate::model::volume::VolumeAttachment;
+use crate::model::volume::{VolumeAttachment, VolumeRef};
 use crate::service::cell::Cell;
 use crate::service::domains;
 use crate::service::gate::Lane;
@@ -73,7 +72,7 @@ pub(super) fn expunge(cell: Arc<Cell>, vm: &Vm) -> Plan {
         if volume.delete_with_vm || kept {
             plan.push(Box::new(RemoveVolume {
                 pool: volume.pool.clone(),
-                id: volume.id,
+                volume: volume.reference(),
             }));
         }
     }
@@ -136,11 +135,11 @@ impl Step for CheckVolumes {
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let mut missing = Vec::new();
         for volume in self.vm.disks() {
-            let id = volume.id;
+            let (id, place) = (volume.id, volume.reference());
             if run
                 .core
                 .pools
-                .call(&volume.pool, move |pool, _| pool.volume(id))
+                .call(&volume.pool, move |pool, _| pool.volume(&place))
                 .await?
                 .is_none()
             {
@@ -312,7 +311,7 @@ impl Step for RemoveDomain {
 /// Removes a volume and its data.
 struct RemoveVolume {
     pool: String,
-    id: VolumeId,
+    volume: VolumeRef,
 }
 
 #[async_trait]
@@ -322,21 +321,17 @@ impl Step for RemoveVolume {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let id = self.id;
+        let volume = self.volume.clone();
         Ok(run
             .core
             .pools
-            .call(&self.pool, move |pool, _| pool.volume(id))
+            .call(&self.pool, move |pool, _| pool.volume(&volume))
             .await?
             .is_none())
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let id = self.id;
-        run.core
-            .pools
-            .call(&self.pool, move |pool, _| pool.delete_volume(id))
-            .await
+        remove_volume(run, &self.pool, &self.volume).await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {

@@ -19,6 +19,7 @@ use crate::service::gate::Lane;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
 /// The plan of ReplaceRootVolume, as its intent says.
@@ -39,9 +40,10 @@ pub(super) fn replace(
     }
     plan.push(Box::new(MakeVolume {
         pool: new_root.pool.clone(),
-        id: new_root.id,
+        volume: new_root.reference(),
         image: new_root.image_id,
         size: new_root.size,
+        taken: AtomicBool::new(false),
     }));
     plan.extend(switch(cell.clone(), (before, after), stop, start_after));
     if let Some(check) = health_check {

@@ -178,10 +178,15 @@ impl Worker {
         );
         if made {
             for volume in &mut vm.volumes {
-                let Some(found) = self.core.pools.glance(&volume.pool, volume.id).await else {
+                if volume.ceph_pool.is_some() {
+                    // A cluster is asked by a process of its own; the sweeper does.
+                    continue;
+                }
+                let place = volume.reference();
+                let Some(size) = self.core.pools.glance(&volume.pool, place).await else {
                     break;
                 };
-                volume.actual_size = found.actual_size;
+                volume.actual_size = size;
             }
         }
         vm

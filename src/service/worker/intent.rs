@@ -128,10 +128,11 @@ impl Worker {
                     )
                 })?;
                 let (id, pool) = (previous.id, previous.pool.clone());
+                let volume = previous.reference();
                 if self
                     .core
                     .pools
-                    .call(&pool, move |pool, _| pool.volume(id))
+                    .call(&pool, move |pool, _| pool.volume(&volume))
                     .await?
                     .is_none()
                 {

@@ -218,13 +218,14 @@ impl Worker {
         }
         for volume in &vm.volumes {
             let id = volume.id;
-            let Some(found) = self.core.pools.glance(&volume.pool, id).await else {
-                break;
+            let place = volume.reference();
+            let Some(size) = self.core.pools.glance(&volume.pool, place).await else {
+                continue;
             };
             // Only shown, so it is not worth a write of its own.
             self.cell.edit(|vm| {
                 for volume in vm.volumes.iter_mut().filter(|volume| volume.id == id) {
-                    volume.actual_size = found.actual_size;
+                    volume.actual_size = size;
                 }
             });
         }
@@ -235,11 +236,11 @@ impl Worker {
     /// gone. What fails is tried again at the next sweep.
     async fn drop_expired_roots(&self, vm: &Vm) {
         for volume in vm.volumes.iter().filter(|volume| sweeper::expired(volume)) {
-            let id = volume.id;
+            let (id, place) = (volume.id, volume.reference());
             let removed = self
                 .core
                 .pools
-                .call(&volume.pool, move |pool, _| pool.delete_volume(id));
+                .call(&volume.pool, move |pool, _| pool.delete_volume(&place));
             if let Err(fault) = removed.await {
                 tracing::warn!(vm_id = %vm.id, volume_id = %id, error = chain(&fault), "a former root stays");
                 continue;

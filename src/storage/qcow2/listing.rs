@@ -43,9 +43,11 @@ pub(super) fn list(
                 .display()
                 .to_string(),
             actual_size: on_disk(&found),
-            modified: found
-                .modified()
-                .map_err(|e| StorageError::io(format!("reading {}", path.display()), e))?,
+            modified: Some(
+                found
+                    .modified()
+                    .map_err(|e| StorageError::io(format!("reading {}", path.display()), e))?,
+            ),
             generation: generation(&found),
         });
     }

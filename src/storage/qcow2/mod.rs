@@ -13,29 +13,29 @@
 
 mod chain;
 mod claim;
+mod copy;
 mod listing;
 
+use self::copy::verify;
 use self::listing::{SUFFIX, generation, id_in, list, on_disk, read_folder};
-use super::durable::{self, make_folder, publish, sync_folder, temporary};
+use super::durable::{self, make_folder, publish, temporary};
 use super::error::{StorageError, StorageErrorKind};
-use super::inspect::{DEFAULT_MAX_VIRTUAL_SIZE, Qcow2Header, SECTOR, inspect};
-use super::source::CheckedSource;
+use super::inspect::{DEFAULT_MAX_VIRTUAL_SIZE, Qcow2Header, SECTOR};
+use super::source::{self, CheckedSource};
 use super::task::Task;
 use super::{
-    Backing, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal, VolumeFile, local_path,
-    qemu_img, qemu_lock,
+    Backing, CephPoolUsage, CephSecret, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal,
+    VolumeFile, qemu_img, qemu_lock,
 };
 use crate::faultpoint;
 use crate::model::bytes::Bytes;
 use crate::model::ids::{ImageId, VolumeId};
-use crate::model::image::ImageFormat;
-use crate::model::volume::{DiskSource, PoolKind};
+use crate::model::volume::{DiskSource, PoolKind, VolumeKind, VolumeRef};
 use nix::fcntl::Flock;
 use nix::sys::statvfs::statvfs;
-use std::collections::HashSet;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -44,6 +44,9 @@ const LOCK: &str = ".kvmlet.lock";
 const IMAGES: &str = "images";
 const VOLUMES: &str = "volumes";
 const TEMPORARY: &str = "tmp";
+
+/// What is told of who has a file open: QEMU's locks don't name their owner.
+const HOLDER: &str = "a process of this host";
 
 const IMAGE_MODE: u32 = 0o444;
 /// libvirt gives a volume to QEMU's user before a guest starts.
@@ -142,7 +145,7 @@ impl Qcow2Pool {
                 StorageError::new(StorageErrorKind::BadSize, format!("a volume of {size}"))
             })?;
         let backing = image.map_or(Backing::Nothing, Backing::Image);
-        if let Some(there) = self.volume(id)? {
+        if let Some(there) = self.look(id)? {
             return same_volume(id, there, size, &backing);
         }
         let file = temporary(&self.temporary, &format!("volume-{id}-"))?;
@@ -155,10 +158,35 @@ impl Qcow2Pool {
             // Somebody was faster, or we were: either way, look what is there.
             _ => {}
         }
-        let there = self.volume(id)?.ok_or_else(|| {
+        let there = self.look(id)?.ok_or_else(|| {
             StorageError::new(StorageErrorKind::Io, format!("the volume {id} vanished"))
         })?;
         same_volume(id, there, size, &backing)
+    }
+
+    /// Reads a volume's header; `None` when it isn't there.
+    fn look(&self, id: VolumeId) -> Result<Option<VolumeFile>, StorageError> {
+        let Some((header, _)) = read_header(&self.volume_path(id))? else {
+            self.ours()?;
+            return Ok(None);
+        };
+        let backing = match header.backing_file {
+            None => Backing::Nothing,
+            Some(name) => {
+                let prefix = format!("../{IMAGES}/");
+                match name
+                    .strip_prefix(prefix.as_str())
+                    .and_then(id_in::<ImageId>)
+                {
+                    Some(image) => Backing::Image(image),
+                    None => Backing::Foreign(name),
+                }
+            }
+        };
+        Ok(Some(VolumeFile {
+            virtual_size: header.virtual_size,
+            backing,
+        }))
     }
 
     /// Gives a finished image its name.
@@ -178,7 +206,7 @@ impl Qcow2Pool {
 
     /// Fails with `Full` when less than this is free.
     fn need(&self, needed: Bytes, what: &str) -> Result<(), StorageError> {
-        let free = self.usage()?.free;
+        let free = self.usage(None)?.free;
         if needed > free {
             let message = format!("{what} may take {needed}, {free} are free in {}", self.name);
             return Err(StorageError::new(StorageErrorKind::Full, message));
@@ -196,8 +224,10 @@ impl Qcow2Pool {
             Err(e) => return Err(failed(e)),
         };
         if qemu_lock::is_held(&file).map_err(|e| failed(e.into()))? {
-            let message = format!("a process uses {} as a disk", path.display());
-            return Err(StorageError::new(StorageErrorKind::InUse, message));
+            return Err(StorageError::in_use(
+                &path.display().to_string(),
+                vec![HOLDER.to_owned()],
+            ));
         }
         durable::remove(path)
     }
@@ -210,6 +240,10 @@ impl Pool for Qcow2Pool {
 
     fn kind(&self) -> PoolKind {
         PoolKind::Qcow2
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn is_made(&self) -> bool {
@@ -251,7 +285,29 @@ impl Pool for Qcow2Pool {
         self.direct_io.load(Ordering::Relaxed)
     }
 
-    fn usage(&self) -> Result<PoolUsage, StorageError> {
+    fn place(
+        &self,
+        _: VolumeKind,
+        ceph_pool: Option<&str>,
+    ) -> Result<Option<String>, StorageError> {
+        match ceph_pool {
+            None => Ok(None),
+            Some(_) => Err(StorageError::new(
+                StorageErrorKind::NotCeph,
+                format!("the pool {} is made of qcow2 files", self.name),
+            )),
+        }
+    }
+
+    fn ceph_pools(&self) -> Vec<CephPoolUsage> {
+        Vec::new()
+    }
+
+    fn secret(&self) -> Result<Option<CephSecret>, StorageError> {
+        Ok(None)
+    }
+
+    fn usage(&self, _: Option<&str>) -> Result<PoolUsage, StorageError> {
         self.ours()?;
         let found = statvfs(&self.path).map_err(|e| {
             StorageError::io(format!("measuring {}", self.path.display()), e.into())
@@ -260,6 +316,7 @@ impl Pool for Qcow2Pool {
         Ok(PoolUsage {
             capacity: bytes(found.blocks()),
             free: bytes(found.blocks_available()),
+            near_full: false,
         })
     }
 
@@ -293,7 +350,14 @@ impl Pool for Qcow2Pool {
         let file = temporary(&self.temporary, &format!("image-{id}-"))?;
         let data = source.data_size();
         faultpoint::reach_blocking("pool.put-image.begun");
-        qemu_img::convert(source.path(), source.format(), &file, size, data, task)?;
+        qemu_img::convert(
+            source.path().as_os_str(),
+            source.format(),
+            &file,
+            size,
+            data,
+            task,
+        )?;
         verify(&file, size, task)?;
         faultpoint::reach_blocking("pool.put-image.written");
         self.publish_image(id, file)
@@ -309,30 +373,10 @@ impl Pool for Qcow2Pool {
         if let Some(there) = self.image(id)? {
             return Ok(there);
         }
-        let path = local_path(source);
-        let reading = |e| StorageError::io(format!("reading {}", path.display()), e);
-        let mut from = File::open(&path).map_err(reading)?;
-        let total = from.metadata().map_err(reading)?.len();
-        let size = Qcow2Header::read(&mut from)?.virtual_size;
-        self.need(Bytes(total), "the copy of the image")?;
-        let file = temporary(&self.temporary, &format!("image-{id}-"))?;
-        let writing = |e| StorageError::io(format!("copying {}", path.display()), e);
-        let to = OpenOptions::new()
-            .write(true)
-            .open(&file)
-            .map_err(writing)?;
-        let mut buffer = vec![0; 1 << 20];
-        let mut done = 0;
-        while done < total {
-            task.check()?;
-            let count = from.read_at(&mut buffer, done).map_err(reading)?;
-            if count == 0 {
-                break;
-            }
-            to.write_all_at(&buffer[..count], done).map_err(writing)?;
-            done += count as u64;
-            task.report(done, total);
-        }
+        let (file, size) = match source {
+            DiskSource::File(path) => self.copy_file(id, path, task)?,
+            DiskSource::Rbd(image) => self.copy_rbd(id, image, task)?,
+        };
         verify(&file, size, task)?;
         faultpoint::reach_blocking("pool.copy-image.written");
         self.publish_image(id, file)
@@ -345,7 +389,7 @@ impl Pool for Qcow2Pool {
                 continue;
             };
             if self
-                .volume(volume)?
+                .look(volume)?
                 .is_some_and(|found| found.backing == Backing::Image(id))
             {
                 overlays.push(volume);
@@ -355,9 +399,10 @@ impl Pool for Qcow2Pool {
     }
 
     fn delete_image(&self, id: ImageId) -> Result<(), StorageError> {
-        if let Some(volume) = self.volumes_on(id)?.first() {
-            let message = format!("the volume {volume} is an overlay on the image {id}");
-            return Err(StorageError::new(StorageErrorKind::InUse, message));
+        let overlays = self.volumes_on(id)?;
+        if !overlays.is_empty() {
+            let users = overlays.iter().map(ToString::to_string).collect();
+            return Err(StorageError::in_use(&format!("the image {id}"), users));
         }
         self.remove(&self.image_path(id))
     }
@@ -368,7 +413,7 @@ impl Pool for Qcow2Pool {
 
     fn create_overlay(
         &self,
-        id: VolumeId,
+        volume: &VolumeRef,
         image: ImageId,
         size: Bytes,
         task: &Task,
@@ -381,50 +426,57 @@ impl Pool for Qcow2Pool {
             let message = format!("{size} for an image of {}", base.virtual_size);
             return Err(StorageError::new(StorageErrorKind::BadSize, message));
         }
-        self.create(id, size, Some(image), task)
+        self.create(volume.id, size, Some(image), task)
     }
 
     fn create_empty(
         &self,
-        id: VolumeId,
+        volume: &VolumeRef,
         size: Bytes,
         task: &Task,
     ) -> Result<VolumeFile, StorageError> {
-        self.create(id, size, None, task)
+        self.create(volume.id, size, None, task)
     }
 
-    fn volume(&self, id: VolumeId) -> Result<Option<VolumeFile>, StorageError> {
-        let Some((header, found)) = read_header(&self.volume_path(id))? else {
-            self.ours()?;
-            return Ok(None);
+    fn volume(&self, volume: &VolumeRef) -> Result<Option<VolumeFile>, StorageError> {
+        self.look(volume.id)
+    }
+
+    fn actual_size(&self, volume: &VolumeRef) -> Result<Option<Bytes>, StorageError> {
+        let path = self.volume_path(volume.id);
+        match path.metadata() {
+            Ok(found) => Ok(Some(on_disk(&found))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.ours().map(|()| None),
+            Err(e) => Err(StorageError::io(
+                format!("looking at {}", path.display()),
+                e,
+            )),
+        }
+    }
+
+    fn holders(&self, volume: &VolumeRef) -> Result<Vec<String>, StorageError> {
+        let path = self.volume_path(volume.id);
+        let failed = |e| StorageError::io(format!("looking at {}", path.display()), e);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(failed(e)),
         };
-        let backing = match header.backing_file {
-            None => Backing::Nothing,
-            Some(name) => {
-                let prefix = format!("../{IMAGES}/");
-                match name
-                    .strip_prefix(prefix.as_str())
-                    .and_then(id_in::<ImageId>)
-                {
-                    Some(image) => Backing::Image(image),
-                    None => Backing::Foreign(name),
-                }
-            }
-        };
-        let actual_size = on_disk(&found);
-        Ok(Some(VolumeFile {
-            virtual_size: header.virtual_size,
-            actual_size,
-            backing,
-        }))
+        Ok(
+            if qemu_lock::is_held(&file).map_err(|e| failed(e.into()))? {
+                vec![HOLDER.to_owned()]
+            } else {
+                Vec::new()
+            },
+        )
     }
 
-    fn delete_volume(&self, id: VolumeId) -> Result<(), StorageError> {
-        self.remove(&self.volume_path(id))
+    fn delete_volume(&self, volume: &VolumeRef) -> Result<(), StorageError> {
+        self.remove(&self.volume_path(volume.id))
     }
 
-    fn volume_source(&self, id: VolumeId) -> DiskSource {
-        DiskSource::File(self.volume_path(id))
+    fn volume_source(&self, volume: &VolumeRef) -> DiskSource {
+        DiskSource::File(self.volume_path(volume.id))
     }
 
     fn entries(&self) -> Result<Vec<Entry>, StorageError> {
@@ -472,24 +524,11 @@ impl Pool for Qcow2Pool {
 
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
         self.ours()?;
-        let kept: HashSet<String> = keep
-            .iter()
-            .flat_map(|id| [format!("{id}.part"), format!("{id}.part.json")])
-            .collect();
-        let mut removed = Vec::new();
-        for (entry, found) in read_folder(&self.temporary)? {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if found.is_dir() || kept.contains(&name) {
-                continue;
-            }
-            std::fs::remove_file(entry.path())
-                .map_err(|e| StorageError::io(format!("removing {}", entry.path().display()), e))?;
-            removed.push(name);
-        }
-        if !removed.is_empty() {
-            sync_folder(&self.temporary)?;
-        }
-        Ok(removed)
+        source::sweep(&self.temporary, keep)
+    }
+
+    fn empty_trash(&self) -> Result<Vec<String>, StorageError> {
+        Ok(Vec::new())
     }
 }
 
@@ -508,22 +547,6 @@ fn same_volume(
         there.virtual_size, there.backing
     );
     Err(StorageError::new(StorageErrorKind::Exists, message))
-}
-
-/// Checks an image that we made, as strictly as one from outside.
-fn verify(path: &Path, size: Bytes, task: &Task) -> Result<(), StorageError> {
-    let mut file =
-        File::open(path).map_err(|e| StorageError::io(format!("reading {}", path.display()), e))?;
-    let found = inspect(
-        &mut task.watch(&mut file),
-        ImageFormat::Qcow2,
-        Bytes(u64::MAX),
-    )?;
-    if found.virtual_size != size {
-        let message = format!("an image of {} came out as {}", size, found.virtual_size);
-        return Err(StorageError::new(StorageErrorKind::ToolFailed, message));
-    }
-    qemu_img::check(path, task)
 }
 
 /// Reads the header of a file of ours; `None` when it isn't there.

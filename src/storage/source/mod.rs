@@ -15,12 +15,14 @@ mod url;
 pub use url::UrlPrefix;
 
 use self::part::Part;
+use super::durable;
 use super::error::{StorageError, StorageErrorKind};
 use super::inspect::{self, inspect};
 use super::task::Task;
 use crate::model::bytes::Bytes;
 use crate::model::ids::ImageId;
 use crate::model::image::ImageFormat;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -247,6 +249,31 @@ pub fn discard(scratch: &Path, id: ImageId) -> Result<(), StorageError> {
         }
         None => Ok(()),
     }
+}
+
+/// Removes what a former process left in a scratch folder, but for the downloads
+/// of the imports in `keep`, and returns the names.
+pub(crate) fn sweep(scratch: &Path, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
+    let kept: HashSet<String> = keep
+        .iter()
+        .flat_map(|id| [format!("{id}.part"), format!("{id}.part.json")])
+        .collect();
+    let failed = |e| StorageError::io(format!("sweeping {}", scratch.display()), e);
+    let mut removed = Vec::new();
+    for entry in std::fs::read_dir(scratch).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type().map_err(failed)?.is_dir() || kept.contains(&name) {
+            continue;
+        }
+        std::fs::remove_file(entry.path())
+            .map_err(|e| StorageError::io(format!("removing {}", entry.path().display()), e))?;
+        removed.push(name);
+    }
+    if !removed.is_empty() {
+        durable::sync_folder(scratch)?;
+    }
+    Ok(removed)
 }
 
 fn refused(message: impl Into<String>) -> StorageError {

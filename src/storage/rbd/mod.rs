@@ -1,0 +1,585 @@
+//! A pool that is made of Ceph pools: RBD images of one cluster.
+//!
+//! ```text
+//! <image pool>/img-<image id>@base   an image, by its protected snapshot
+//! <Ceph pool>/vol-<volume id>        a volume: a clone of that, or of its own
+//! <image pool>/tmp-<node>-img-<id>   an import that is being made by this host
+//! ```
+//!
+//! Other hosts use the same Ceph pools, so nothing is taken for garbage that
+//! doesn't carry this host's own name, and nothing is removed that anybody has
+//! open. What is removed goes to RBD's trash with an expiry.
+//!
+//! A clone costs the same whatever the size of its image. RBD makes it under its
+//! name at once; where it is to be larger than the image, it is grown after that,
+//! and a volume that was cut off in between is grown when it is made again.
+
+mod answers;
+mod cluster;
+mod import;
+mod trash;
+mod volume;
+
+pub use self::cluster::{CephSecret, Keyring};
+pub(crate) use self::import::{file_name, size_of};
+use self::volume::whole;
+
+use self::answers::{Child, Du, Info, Listed, Snapshot, Status};
+use self::cluster::{Cluster, PoolsState, QUICK};
+use super::durable::make_folder;
+use super::error::{StorageError, StorageErrorKind};
+use super::source::{self, CheckedSource};
+use super::task::Task;
+use super::{
+    Backing, CephPoolState, CephPoolUsage, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal,
+    VolumeFile,
+};
+use crate::faultpoint;
+use crate::model::bytes::Bytes;
+use crate::model::ids::{ImageId, VolumeId};
+use crate::model::image::ImageFormat;
+use crate::model::volume::{DiskSource, PoolKind, RbdSource, VolumeKind, VolumeRef};
+use glob::Pattern;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// The snapshot of an image that volumes are clones of.
+const BASE: &str = "base";
+const IMAGE: &str = "img-";
+const VOLUME: &str = "vol-";
+const TEMPORARY: &str = "tmp-";
+/// How old the figures of the Ceph pools may be.
+const FRESH: Duration = Duration::from_secs(10);
+/// How old they may be before a pool is said to be missing.
+const SURE: Duration = Duration::from_secs(1);
+/// How old they may be to be shown.
+const SHOWN: Duration = Duration::from_secs(3600);
+
+/// What a pool of Ceph pools is made from.
+#[derive(Debug, Clone)]
+pub struct RbdPoolSpec {
+    /// The cluster's configuration file.
+    pub conf: PathBuf,
+    /// The user, without `client.`.
+    pub user: String,
+    /// Where the user's key is.
+    pub keyring: Keyring,
+    /// The Ceph pool of the images.
+    pub image_pool: String,
+    /// The Ceph pool of root volumes that name none.
+    pub root_pool: String,
+    /// The Ceph pool of data volumes.
+    pub data_pool: String,
+    /// The Ceph pools that may be named for a root volume.
+    pub allowed_root_pools: Vec<Pattern>,
+    /// How long what is removed stays in the trash; zero: not at all.
+    pub trash_expiry: Duration,
+    /// The folder of this host in which imports are fetched and checked.
+    pub scratch: PathBuf,
+    /// This host's id: the name of what it is making.
+    pub node: Uuid,
+}
+
+/// Ceph pools of one cluster.
+#[derive(Debug)]
+pub struct RbdPool {
+    name: String,
+    spec: RbdPoolSpec,
+    cluster: Cluster,
+    /// What is known of images, which never change. That one is there is not: that
+    /// is known by cloning it.
+    images: Mutex<HashMap<ImageId, ImageFile>>,
+}
+
+impl RbdPool {
+    /// Names a pool; touches nothing.
+    pub fn new(name: impl Into<String>, spec: RbdPoolSpec) -> Self {
+        Self {
+            name: name.into(),
+            cluster: Cluster::new(spec.conf.clone(), spec.user.clone(), spec.keyring.clone()),
+            spec,
+            images: Mutex::default(),
+        }
+    }
+
+    /// The Ceph pool that a volume is in.
+    fn pool_of<'a>(&'a self, volume: &'a VolumeRef) -> &'a str {
+        volume.ceph_pool.as_deref().unwrap_or(&self.spec.root_pool)
+    }
+
+    fn volume_spec(&self, volume: &VolumeRef) -> String {
+        format!("{}/{VOLUME}{}", self.pool_of(volume), volume.id)
+    }
+
+    fn image_spec(&self, id: ImageId) -> String {
+        format!("{}/{IMAGE}{id}", self.spec.image_pool)
+    }
+
+    fn base_spec(&self, id: ImageId) -> String {
+        format!("{}@{BASE}", self.image_spec(id))
+    }
+
+    /// The name of an import that this host is making.
+    fn temporary_spec(&self, id: ImageId) -> String {
+        format!("{}/{}img-{id}", self.spec.image_pool, self.temporary())
+    }
+
+    /// How the names of what this host is making begin.
+    fn temporary(&self) -> String {
+        format!("{TEMPORARY}{}-", self.spec.node.simple())
+    }
+
+    fn allows(&self, ceph_pool: &str) -> bool {
+        ceph_pool == self.spec.root_pool
+            || (self.spec.allowed_root_pools.iter()).any(|allowed| allowed.matches(ceph_pool))
+    }
+
+    /// Runs `rbd` for something quick.
+    fn rbd(&self, arguments: &[&str]) -> Result<Vec<u8>, StorageError> {
+        self.cluster.rbd(arguments, &Task::within(QUICK))
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<ImageId, ImageFile>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a guest of an image would see.
+    fn virtual_size(&self, id: ImageId) -> Result<Bytes, StorageError> {
+        if let Some(known) = self.known().get(&id) {
+            return Ok(known.virtual_size);
+        }
+        let image = self.image(id)?.ok_or_else(|| self.no_image(id))?;
+        Ok(image.virtual_size)
+    }
+
+    fn no_image(&self, id: ImageId) -> StorageError {
+        let message = format!("the pool {} has no image {id}", self.name);
+        StorageError::new(StorageErrorKind::NotFound, message)
+    }
+
+    /// The clients that have something open.
+    fn watchers(&self, pool: &str, spec: &str) -> Result<Vec<String>, StorageError> {
+        let status: Option<Status> = self.cluster.rbd_json(pool, &["status", spec])?;
+        let watchers = status.map(|status| status.watchers).unwrap_or_default();
+        Ok(watchers
+            .into_iter()
+            .map(|watcher| format!("client.{} at {}", watcher.client, watcher.address))
+            .collect())
+    }
+
+    /// The volumes and others that are clones of an image; of those in the trash,
+    /// their names with a word about it.
+    fn children(&self, id: ImageId) -> Result<Vec<Child>, StorageError> {
+        let base = self.base_spec(id);
+        let pool = &self.spec.image_pool;
+        let children = self.cluster.rbd_json(pool, &["children", "--all", &base])?;
+        Ok(children.unwrap_or_default())
+    }
+
+    /// The Ceph pools in which volumes of this pool may be.
+    fn volume_pools(&self, state: &PoolsState) -> Vec<String> {
+        let all = state.0.keys();
+        let used = all.filter(|name| self.allows(name) || **name == self.spec.data_pool);
+        used.cloned().collect()
+    }
+
+    /// The figures of one Ceph pool.
+    fn usage_of(&self, name: &str) -> Result<(PoolUsage, CephPoolState), StorageError> {
+        for age in [FRESH, SURE] {
+            if let Some(found) = self.cluster.pools(age)?.0.get(name) {
+                return Ok(*found);
+            }
+        }
+        Err(StorageError::new(
+            StorageErrorKind::CephPoolMissing,
+            format!("the cluster has no pool {name}"),
+        ))
+    }
+}
+
+impl Pool for RbdPool {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> PoolKind {
+        PoolKind::Rbd
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    /// The administrator makes Ceph pools.
+    fn is_made(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self) -> Result<(), StorageError> {
+        make_folder(&self.spec.scratch, 0o700)?;
+        self.cluster.prepare()?;
+        let state = self.cluster.pools(FRESH)?;
+        for name in [
+            &self.spec.image_pool,
+            &self.spec.root_pool,
+            &self.spec.data_pool,
+        ] {
+            if !state.0.contains_key(name) {
+                return Err(StorageError::new(
+                    StorageErrorKind::CephPoolMissing,
+                    format!("the cluster has no pool {name}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// librbd has a cache of its own, which keeps what the guest flushes.
+    fn direct_io(&self) -> bool {
+        false
+    }
+
+    fn place(
+        &self,
+        kind: VolumeKind,
+        ceph_pool: Option<&str>,
+    ) -> Result<Option<String>, StorageError> {
+        let Some(wanted) = ceph_pool else {
+            return Ok(Some(match kind {
+                VolumeKind::Root => self.spec.root_pool.clone(),
+                VolumeKind::Data => self.spec.data_pool.clone(),
+            }));
+        };
+        if !self.allows(wanted) {
+            return Err(StorageError::new(
+                StorageErrorKind::CephPoolNotAllowed,
+                format!(
+                    "{wanted} is not among the allowed root pools of {}",
+                    self.name
+                ),
+            ));
+        }
+        self.usage_of(wanted)?;
+        Ok(Some(wanted.to_owned()))
+    }
+
+    fn usage(&self, ceph_pool: Option<&str>) -> Result<PoolUsage, StorageError> {
+        let pool = ceph_pool.unwrap_or(&self.spec.root_pool);
+        self.usage_of(pool).map(|(usage, _)| usage)
+    }
+
+    fn ceph_pools(&self) -> Vec<CephPoolUsage> {
+        let Some(state) = self.cluster.known_pools(SHOWN) else {
+            return Vec::new();
+        };
+        let mut names = self.volume_pools(&state);
+        names.extend([
+            self.spec.image_pool.clone(),
+            self.spec.root_pool.clone(),
+            self.spec.data_pool.clone(),
+        ]);
+        names.sort_unstable();
+        names.dedup();
+        let missing = PoolUsage {
+            capacity: Bytes::ZERO,
+            free: Bytes::ZERO,
+            near_full: false,
+        };
+        names
+            .into_iter()
+            .map(|name| {
+                let found = state.0.get(&name).copied();
+                let (usage, state) = found.unwrap_or((missing, CephPoolState::Missing));
+                CephPoolUsage { name, usage, state }
+            })
+            .collect()
+    }
+
+    fn secret(&self) -> Result<Option<CephSecret>, StorageError> {
+        self.cluster.secret().map(Some)
+    }
+
+    fn scratch(&self) -> &Path {
+        &self.spec.scratch
+    }
+
+    fn image(&self, id: ImageId) -> Result<Option<ImageFile>, StorageError> {
+        let (pool, base) = (&self.spec.image_pool, self.base_spec(id));
+        let Some(info) = self.cluster.rbd_json::<Info>(pool, &["info", &base])? else {
+            self.known().remove(&id);
+            return Ok(None);
+        };
+        if let Some(known) = self.known().get(&id) {
+            return Ok(Some(*known));
+        }
+        let du: Option<Du> = self.cluster.rbd_json(pool, &["du", &base])?;
+        let used = du.map(|du| du.images).unwrap_or_default();
+        let found = ImageFile {
+            virtual_size: info.size,
+            actual_size: used.iter().fold(Bytes::ZERO, |sum, image| {
+                sum.saturating_add(image.used_size)
+            }),
+        };
+        self.known().insert(id, found);
+        Ok(Some(found))
+    }
+
+    fn put_image(
+        &self,
+        id: ImageId,
+        source: &CheckedSource,
+        task: &Task,
+    ) -> Result<ImageFile, StorageError> {
+        if let Some(there) = self.image(id)? {
+            return Ok(there);
+        }
+        faultpoint::reach_blocking("pool.put-image.begun");
+        let from = source.path().as_os_str();
+        let (size, data) = (source.virtual_size(), source.data_size());
+        self.import(id, (from, source.format()), size, data, task)
+    }
+
+    fn copy_image_from(
+        &self,
+        id: ImageId,
+        source: &DiskSource,
+        task: &Task,
+    ) -> Result<ImageFile, StorageError> {
+        if let Some(there) = self.image(id)? {
+            return Ok(there);
+        }
+        match source {
+            DiskSource::File(path) => {
+                let found = import::look_at_file(path)?;
+                let from: (&OsStr, _) = (path.as_os_str(), ImageFormat::Qcow2);
+                self.import(id, from, found.virtual_size, found.actual_size, task)
+            }
+            DiskSource::Rbd(image) => {
+                let (size, data) = size_of(image, task)?;
+                let from = file_name(image);
+                self.import(id, (&from, ImageFormat::Raw), size, data, task)
+            }
+        }
+    }
+
+    fn volumes_on(&self, id: ImageId) -> Result<Vec<VolumeId>, StorageError> {
+        Ok(self
+            .children(id)?
+            .iter()
+            .filter(|child| !child.trash)
+            .filter_map(|child| id_in(VOLUME, &child.image))
+            .collect())
+    }
+
+    fn delete_image(&self, id: ImageId) -> Result<(), StorageError> {
+        let (pool, spec) = (self.spec.image_pool.clone(), self.image_spec(id));
+        let Some(_) = self.cluster.rbd_json::<Info>(&pool, &["info", &spec])? else {
+            return Ok(());
+        };
+        let mut users: Vec<String> = self
+            .children(id)?
+            .into_iter()
+            .filter(|child| !child.trash)
+            .map(|child| format!("{}/{}", child.pool, child.image))
+            .collect();
+        users.extend(self.watchers(&pool, &spec)?);
+        if !users.is_empty() {
+            return Err(StorageError::in_use(&spec, users));
+        }
+        self.known().remove(&id);
+        // With its snapshot: volumes in the trash may still be clones of it.
+        self.trash(&spec)
+    }
+
+    fn image_source(&self, id: ImageId) -> DiskSource {
+        DiskSource::Rbd(Box::new(RbdSource {
+            pool: self.spec.image_pool.clone(),
+            image: format!("{IMAGE}{id}"),
+            snapshot: Some(BASE.to_owned()),
+            access: self.cluster.access(),
+        }))
+    }
+
+    fn create_overlay(
+        &self,
+        volume: &VolumeRef,
+        image: ImageId,
+        size: Bytes,
+        task: &Task,
+    ) -> Result<VolumeFile, StorageError> {
+        let size = whole(size)?;
+        let least = self.virtual_size(image)?;
+        if size < least {
+            let message = format!("{size} for an image of {least}");
+            return Err(StorageError::new(StorageErrorKind::BadSize, message));
+        }
+        let (base, spec) = (self.base_spec(image), self.volume_spec(volume));
+        let command = ["clone", &base, &spec];
+        let made = self.create(volume, size, Backing::Image(image), &command, least, task);
+        if matches!(&made, Err(error) if error.kind() == StorageErrorKind::NotFound) {
+            // It was there when it was last looked at.
+            self.known().remove(&image);
+        }
+        made
+    }
+
+    fn create_empty(
+        &self,
+        volume: &VolumeRef,
+        size: Bytes,
+        task: &Task,
+    ) -> Result<VolumeFile, StorageError> {
+        let size = whole(size)?;
+        let (spec, bytes) = (self.volume_spec(volume), format!("{}B", size.get()));
+        let command = ["create", "--size", &bytes, &spec];
+        self.create(volume, size, Backing::Nothing, &command, size, task)
+    }
+
+    fn volume(&self, volume: &VolumeRef) -> Result<Option<VolumeFile>, StorageError> {
+        let (pool, spec) = (self.pool_of(volume), self.volume_spec(volume));
+        let found: Option<Info> = self.cluster.rbd_json(pool, &["info", &spec])?;
+        Ok(found.map(|info| VolumeFile {
+            virtual_size: info.size,
+            backing: match info.parent {
+                None => Backing::Nothing,
+                Some(parent) => {
+                    let ours = parent.pool == self.spec.image_pool && parent.snapshot == BASE;
+                    match id_in(IMAGE, &parent.image).filter(|_| ours) {
+                        Some(image) => Backing::Image(image),
+                        None => Backing::Foreign(format!(
+                            "{}/{}@{}",
+                            parent.pool, parent.image, parent.snapshot
+                        )),
+                    }
+                }
+            },
+        }))
+    }
+
+    fn actual_size(&self, volume: &VolumeRef) -> Result<Option<Bytes>, StorageError> {
+        let (pool, spec) = (self.pool_of(volume), self.volume_spec(volume));
+        let du: Option<Du> = self.cluster.rbd_json(pool, &["du", &spec])?;
+        Ok(du.map(|du| {
+            du.images.iter().fold(Bytes::ZERO, |sum, image| {
+                sum.saturating_add(image.used_size)
+            })
+        }))
+    }
+
+    fn holders(&self, volume: &VolumeRef) -> Result<Vec<String>, StorageError> {
+        self.watchers(self.pool_of(volume), &self.volume_spec(volume))
+    }
+
+    fn delete_volume(&self, volume: &VolumeRef) -> Result<(), StorageError> {
+        let (pool, spec) = (self.pool_of(volume), self.volume_spec(volume));
+        let found = match self.cluster.rbd_json::<Info>(pool, &["info", &spec]) {
+            // All that was in it is gone with it.
+            Err(error) if error.kind() == StorageErrorKind::CephPoolMissing => return Ok(()),
+            found => found?,
+        };
+        let Some(info) = found else {
+            return Ok(());
+        };
+        let mut users = Vec::new();
+        if info.snapshot_count > 0 {
+            let snapshots = self
+                .cluster
+                .rbd_json::<Vec<Snapshot>>(pool, &["snap", "ls", &spec])?;
+            for Snapshot { name } in snapshots.unwrap_or_default() {
+                let of = format!("{spec}@{name}");
+                let children: Option<Vec<Child>> =
+                    self.cluster.rbd_json(pool, &["children", "--all", &of])?;
+                for child in children.unwrap_or_default() {
+                    users.push(format!("the clone {}/{}", child.pool, child.image));
+                }
+                users.push(format!("the snapshot {name}"));
+            }
+        }
+        users.extend(self.watchers(pool, &spec)?);
+        if !users.is_empty() {
+            return Err(StorageError::in_use(&spec, users));
+        }
+        self.trash(&spec)
+    }
+
+    fn volume_source(&self, volume: &VolumeRef) -> DiskSource {
+        DiskSource::Rbd(Box::new(RbdSource {
+            pool: self.pool_of(volume).to_owned(),
+            image: format!("{VOLUME}{}", volume.id),
+            snapshot: None,
+            access: self.cluster.access(),
+        }))
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>, StorageError> {
+        let pool = &self.spec.image_pool;
+        let listed: Option<Vec<Listed>> = self.cluster.rbd_json(pool, &["ls", "--long", pool])?;
+        let ours = self.temporary();
+        Ok(listed
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|found| {
+                let kind = match (id_in(IMAGE, &found.image), found.snapshot.as_deref()) {
+                    (Some(id), Some(BASE)) => EntryKind::Image(id),
+                    (None, None) if found.image.starts_with(&ours) => EntryKind::Temporary,
+                    _ => return None,
+                };
+                Some(Entry {
+                    kind,
+                    name: format!("{pool}/{}", found.image),
+                    actual_size: found.size,
+                    modified: None,
+                    generation: 0,
+                })
+            })
+            .collect())
+    }
+
+    /// Only what this host is making itself is ever listed as nobody's.
+    fn remove_entry(&self, name: &str, _: u64) -> Result<Removal, StorageError> {
+        let prefix = format!("{}/{}", self.spec.image_pool, self.temporary());
+        if !name.starts_with(&prefix) {
+            let message = format!("{name:?} is not something that this host was making");
+            return Err(StorageError::new(StorageErrorKind::Denied, message));
+        }
+        Ok(match self.discard(name)? {
+            true => Removal::Removed,
+            false => Removal::Absent,
+        })
+    }
+
+    /// Nothing is made from what is not finished.
+    fn stands_on(&self, _: &str, _: &[String]) -> Result<Option<String>, StorageError> {
+        Ok(None)
+    }
+
+    fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
+        let mut removed = source::sweep(&self.spec.scratch, keep)?;
+        for entry in self.entries()? {
+            if entry.kind == EntryKind::Temporary && self.discard(&entry.name)? {
+                removed.push(entry.name);
+            }
+        }
+        Ok(removed)
+    }
+
+    fn empty_trash(&self) -> Result<Vec<String>, StorageError> {
+        let state: Arc<PoolsState> = self.cluster.pools(FRESH)?;
+        let mut pools = self.volume_pools(&state);
+        // Images last: volumes in the trash are clones of them.
+        pools.retain(|pool| *pool != self.spec.image_pool);
+        pools.push(self.spec.image_pool.clone());
+        self.empty(&pools)
+    }
+}
+
+/// The id in a name of ours.
+fn id_in<T: std::str::FromStr>(prefix: &str, name: &str) -> Option<T> {
+    let id = name.strip_prefix(prefix)?;
+    // Ids have more than one spelling, names have one.
+    (id.len() == 36).then(|| id.parse().ok()).flatten()
+}
