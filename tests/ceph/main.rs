@@ -1,6 +1,9 @@
 //! The cluster that the tests on Ceph stand on: that it is one, and that it
 //! breaks as they say.
 
+// Clippy knows `#[test]`s, but not what they share.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
