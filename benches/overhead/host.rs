@@ -29,6 +29,10 @@ for pair in run:/run/libvirt etc:/etc/libvirt lib:/var/lib/libvirt \
     mkdir -p "${pair#*:}"
     mount --bind "$1/${pair%%:*}" "${pair#*:}"
 done
+# systemd-machined would take the process ids of this namespace for its own.
+if [ -d /run/dbus ]; then
+    mount -t tmpfs -o size=64k,mode=755 none /run/dbus
+fi
 ip link set lo up
 exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid
 "#;
