@@ -224,8 +224,9 @@ default = true
             Daemon::Mon => self.answers("ceph", &["quorum_status"]),
             Daemon::Mgr => self.answers("ceph", &["pg", "stat"]),
             // A listing of objects needs every placement group of the pool.
-            Daemon::Osd => ["images", "vms", "vms-fast", "data"]
-                .iter()
+            Daemon::Osd => self
+                .ceph(&["osd", "pool", "ls"])
+                .lines()
                 .all(|pool| self.answers("rados", &["--pool", pool, "ls"])),
         });
     }
