@@ -29,6 +29,10 @@ for pair in run:/run/libvirt etc:/etc/libvirt lib:/var/lib/libvirt \
     mkdir -p "${pair#*:}"
     mount --bind "$1/${pair%%:*}" "${pair#*:}"
 done
+# systemd-machined would take the process ids of this namespace for its own.
+if [ -d /run/dbus ]; then
+    mount -t tmpfs -o size=64k,mode=755 none /run/dbus
+fi
 ip link set lo up
 exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid
 "#;
@@ -54,7 +58,7 @@ impl Drop for Process {
 
 /// A command that ends with the bench.
 #[allow(clippy::disallowed_methods)] // a bench starts its own host
-fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command
         .arg("--pdeathsig=KILL")
@@ -109,12 +113,15 @@ impl Host {
             _libvirtd: Process(libvirtd),
             folder,
         };
+        // That it is not there yet is no news.
+        virt::error::clear_error_callback();
         host.wait("libvirtd", |host| Connect::open(Some(&host.uri())).is_ok())?;
         Ok(host)
     }
 
-    /// Starts the daemon on the same libvirtd, and waits for its socket.
-    pub(crate) fn start_kvmlet(&mut self) -> Result<(), Failure> {
+    /// Starts the daemon on the same libvirtd, with a pool "bench" of files and
+    /// `more` sections of configuration, and waits for its socket.
+    pub(crate) fn start_kvmlet(&mut self, more: &str) -> Result<(), Failure> {
         let at = self.folder.path().display();
         let mut text = String::new();
         write!(
@@ -138,6 +145,7 @@ allowed_dirs = ["{at}/import"]
 [vms]
 console_dir = "{at}/console"
 reserved_memory = "0 MiB"
+{more}
 "#,
             uri = self.uri()
         )?;

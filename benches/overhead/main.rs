@@ -55,7 +55,7 @@ fn measured() -> Result<(), Failure> {
 }
 
 fn compare(host: &mut Host, pairs: usize, creates: usize) -> Result<(), Failure> {
-    host.start_kvmlet()?;
+    host.start_kvmlet("")?;
     let mut kvmlet = Kvmlet::connect(host)?;
     let (vm, root) = kvmlet.create()?;
     let direct = Direct::like(host, &vm, &root)?;

@@ -7,6 +7,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod api;
+pub mod ceph;
 pub mod daemon;
 pub mod images;
 pub mod invariants;
