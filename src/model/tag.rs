@@ -6,6 +6,7 @@
 
 use super::fault::Fault;
 use super::reason::Reason;
+use super::volume::{Volume, VolumeFormat};
 
 /// What the system tags of a request ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -56,6 +57,22 @@ pub fn parse(tags: &[String]) -> Result<Tags, Fault> {
         }
     }
     Ok(found)
+}
+
+/// A VM's system tags once `root` is its root volume: a tag for the root's pool
+/// says the pool that it is in, and is gone if that is not in Ceph.
+pub fn of_root_in(tags: &[String], root: &Volume) -> Vec<String> {
+    const ROOT_POOL: &str = "ceph::rootPoolName::";
+    tags.iter()
+        .filter(|tag| !tag.starts_with(ROOT_POOL) || root.format == VolumeFormat::Raw)
+        .map(|tag| {
+            if tag.starts_with(ROOT_POOL) {
+                format!("{ROOT_POOL}{}", root.pool)
+            } else {
+                tag.clone()
+            }
+        })
+        .collect()
 }
 
 /// Ceph allows more, but a name with other characters can't be told from options.

@@ -17,7 +17,7 @@ use super::cell::Cell;
 use super::plan::Plan;
 use crate::model::fault::Fault;
 use crate::model::lifecycle::Resting;
-use crate::model::operation::{Intent, Operation, RollbackState};
+use crate::model::operation::{Intent, Operation, RollbackState, StepState};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
@@ -45,7 +45,7 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
             let first = StopFirst::new(*stop, *was_paused);
             remove::delete(cell, &vm, after, first, *retention)
         }
-        Intent::RecoverVm => remove::recover(cell, &vm),
+        Intent::RecoverVm => remove::recover(cell, &vm, recovered(&vm, operation.create_time)),
         Intent::ExpungeVm => remove::expunge(cell, &vm),
         Intent::StartVm {
             discard_saved_memory,
@@ -134,10 +134,14 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
             }
             vm = deleted(&vm, operation.create_time, *retention);
         }
-        Intent::RecoverVm if succeeded => vm.life = Life::Present,
+        Intent::RecoverVm if succeeded => vm = recovered(&vm, operation.create_time),
         Intent::ExpungeVm if succeeded => return None,
         Intent::ReplaceRootVolume { new_root, .. } if !succeeded => {
-            if operation.rollback == RollbackState::Failed {
+            let removed = operation
+                .steps
+                .iter()
+                .any(|step| step.name == "make-volume" && step.state == StepState::Undone);
+            if operation.rollback == RollbackState::Failed && !removed {
                 // What may be left of it stays known; the sweeper removes it, if it
                 // is not the root.
                 claim(&mut vm, operation);
@@ -164,6 +168,29 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
         | Intent::DeleteOrphan { .. } => {}
     }
     Some(vm)
+}
+
+/// The record of a VM that is recovered then. Its former roots have the time left
+/// that they had when it was deleted: nothing is removed of a VM that is DELETED.
+fn recovered(vm: &Vm, when: Timestamp) -> Vm {
+    let mut after = Vm {
+        life: Life::Present,
+        ..vm.clone()
+    };
+    if let Life::Deleted {
+        delete_time,
+        expunge_time,
+    } = vm.life
+    {
+        // At most the retention, whatever the clock says.
+        let away = when.min(expunge_time).since(delete_time);
+        for volume in &mut after.volumes {
+            if let VolumeAttachment::Kept { until } = &mut volume.attachment {
+                *until = until.plus(away);
+            }
+        }
+    }
+    after
 }
 
 /// The record of a VM that was deleted then.
