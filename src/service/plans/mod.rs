@@ -26,6 +26,10 @@ use std::time::Duration;
 
 pub use create::{CacheImage, MakeVolume};
 
+/// How long the root that a VM had is kept at least, if it could not be switched
+/// back to: long enough for somebody to look.
+const KEPT_AFTER_FAILURE: Duration = Duration::from_secs(24 * 3600);
+
 /// The steps of an operation on a VM.
 ///
 /// # Errors
@@ -121,6 +125,7 @@ pub fn claim(vm: &mut Vm, operation: &Operation) {
 /// is gone for good.
 pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
     let mut vm = vm;
+    keep_what_ran(&mut vm, operation);
     match &operation.intent {
         Intent::CreateVm { .. } => {
             vm.life = if succeeded { Life::Present } else { Life::Failed };
@@ -168,6 +173,28 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
         | Intent::DeleteOrphan { .. } => {}
     }
     Some(vm)
+}
+
+/// Keeps the root that a VM had before a switch that has failed and could not be
+/// taken back, however short it was to be kept after one that succeeded.
+fn keep_what_ran(vm: &mut Vm, operation: &Operation) {
+    let (Intent::ReplaceRootVolume { before, .. } | Intent::RevertRootVolume { before, .. }) =
+        &operation.intent
+    else {
+        return;
+    };
+    if operation.rollback != RollbackState::Failed {
+        return;
+    }
+    let ended = operation.end_time.unwrap_or(operation.create_time);
+    let ran = before.root().map(|root| root.id);
+    for volume in &mut vm.volumes {
+        if let VolumeAttachment::Kept { until } = &mut volume.attachment
+            && Some(volume.id) == ran
+        {
+            *until = (*until).max(ended.plus(KEPT_AFTER_FAILURE));
+        }
+    }
 }
 
 /// The record of a VM that is recovered then. Its former roots have the time left
