@@ -282,6 +282,7 @@ pub async fn a_switch_of_the_root_changes_nothing_else_of_the_domain(bench: &Ben
     assert_eq!(after.hardware, before.hardware);
 
     guest.start().await;
+    guest.has_said(LINE, 1).await;
     let revert = RevertRootVolumeRequest {
         vm_id: guest.id.clone(),
         stop_policy: Some(force()),
