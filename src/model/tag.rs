@@ -115,4 +115,25 @@ mod tests {
             Reason::TagDuplicate
         );
     }
+
+    #[test]
+    fn the_tag_follows_the_root_to_another_pool_and_is_gone_outside_of_ceph() {
+        let root = |pool: &str, format: &str| -> Volume {
+            serde_json::from_value(serde_json::json!({
+                "id": "10030000-0000-4000-8000-000000000001", "name": "root",
+                "pool": pool, "kind": "root", "format": format, "image_id": null,
+                "size": 1, "actual_size": 0,
+                "attachment": {"attached": {"device_index": 0}}, "shareable": false,
+                "qos": {}, "delete_with_vm": true, "create_time": 1,
+            }))
+            .expect("a volume")
+        };
+        let tagged = ["ceph::rootPoolName::slow".to_owned()];
+        assert_eq!(
+            of_root_in(&tagged, &root("fast", "raw")),
+            ["ceph::rootPoolName::fast"]
+        );
+        assert_eq!(of_root_in(&tagged, &root("files", "qcow2")), [""; 0]);
+        assert_eq!(of_root_in(&[], &root("fast", "raw")), [""; 0]);
+    }
 }

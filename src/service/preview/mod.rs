@@ -2,7 +2,7 @@
 
 mod root;
 
-pub use root::Copied;
+pub use root::Beyond;
 
 use super::operations::now;
 use crate::model::bytes::Bytes;
@@ -64,9 +64,8 @@ pub fn create(vm: &Vm) -> Plan {
     Plan { items, notes }
 }
 
-/// What an operation on a VM that exists would do. `copied`: the image that a new
-/// root needs and its pool does not have.
-pub fn change(vm: &Vm, operation: &Operation, copied: Option<Copied<'_>>) -> Plan {
+/// What an operation on a VM that exists would do.
+pub fn change(vm: &Vm, operation: &Operation, beyond: Beyond<'_>) -> Plan {
     let mut plan = Plan::default();
     match &operation.intent {
         Intent::DeleteVm {
@@ -96,7 +95,7 @@ pub fn change(vm: &Vm, operation: &Operation, copied: Option<Copied<'_>>) -> Pla
             }
         }
         Intent::ExpungeVm => expunge(&mut plan, vm),
-        Intent::ReplaceRootVolume { .. } => root::replace(&mut plan, vm, operation, copied),
+        Intent::ReplaceRootVolume { .. } => root::replace(&mut plan, vm, operation, beyond),
         Intent::RevertRootVolume { .. } => root::revert(&mut plan, vm, operation),
         Intent::CreateVm { .. }
         | Intent::UpdateVm { .. }

@@ -274,10 +274,11 @@ impl Worker {
         if asked.envelope.validate_only {
             drop(admission);
             let copied = self.to_be_copied(&operation.intent).await?;
-            let copied = copied
-                .as_ref()
-                .map(|(image, pool)| preview::Copied { image, pool });
-            let plan = preview::change(vm, &operation, copied);
+            let beyond = preview::Beyond {
+                copied: copied.as_ref(),
+                id_given: matches!(request, VmRequest::ReplaceRootVolume(wish) if wish.resource_id.is_some()),
+            };
+            let plan = preview::change(vm, &operation, beyond);
             return Ok(Arc::new(preview::operation(operation, plan)));
         }
         let current = (operation.id, operation.intent.kind());
@@ -321,7 +322,7 @@ impl Worker {
     }
 
     /// The image that a new root is made from, if its pool does not have it yet.
-    async fn to_be_copied(&self, intent: &Intent) -> Result<Option<(Image, String)>, Fault> {
+    async fn to_be_copied(&self, intent: &Intent) -> Result<Option<Image>, Fault> {
         let Intent::ReplaceRootVolume { new_root, .. } = intent else {
             return Ok(None);
         };
@@ -336,8 +337,7 @@ impl Worker {
         if found.is_some() {
             return Ok(None);
         }
-        let image = self.core.images.ready(id, "image_id")?;
-        Ok(Some((image, new_root.pool.clone())))
+        self.core.images.ready(id, "image_id").map(Some)
     }
 
     fn new_operation(&self, asked: &Asked, intent: Intent) -> Operation {
