@@ -140,7 +140,8 @@ async fn a_vm_lives_its_whole_life_by_commands() {
         assert!(plan.contains(told), "{told}: {plan}");
     }
     assert_eq!(cli.run("-o json vm show web0").json(), before);
-    cli.run("vm delete web0 --stop force --retention 0s").done();
+    cli.run("vm delete web0 --stop force --retention 0s --yes")
+        .done();
 
     let made = cli.run(&format!("vm create web1 {SMALL} --start")).done();
     assert!(made.starts_with("create vm: web1 (") && made.ends_with(") is RUNNING\n"));

@@ -30,10 +30,10 @@ impl Fate {
     fn befalls(self, host: &Host, vm: &str) {
         let domain = host.domain(vm);
         match self {
-            Self::ShutsDown => drop(domain.shutdown().unwrap()),
+            Self::ShutsDown => domain.shutdown().unwrap(),
             Self::QemuDies => host.libvirtd.crash(&host.connection, vm),
             Self::LosesPower => domain.destroy().unwrap(),
-            Self::StandsStill => drop(domain.suspend().unwrap()),
+            Self::StandsStill => domain.suspend().unwrap(),
         }
     }
 
