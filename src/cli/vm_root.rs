@@ -36,7 +36,7 @@ pub(crate) struct ReplaceRootArgs {
     /// Start it afterwards
     #[arg(long)]
     start: bool,
-    /// How long to keep the old root [default: the configured time]
+    /// How long to keep the old root; 0s: not at all [default: the configured time]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
     keep_old_for: Option<Duration>,
     /// Switch back if the start is no good: still-running=30s or guest-agent=90s
