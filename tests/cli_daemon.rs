@@ -102,6 +102,47 @@ async fn a_vm_lives_its_whole_life_by_commands() {
     );
     assert_eq!(cli.run("vm list -q").done(), "", "a dry run makes nothing");
 
+    cli.run(&format!("vm create web0 {SMALL} --start")).done();
+    let before = cli.run("-o json vm show web0").json();
+    let line = "vm replace-root web0 --image disk --stop force --start \
+                --health guest-agent=90s --keep-old-for 2h --dry-run";
+    let plan = cli.run(line).done();
+    let first_words = |line: &str| {
+        let mut words = line.split_whitespace();
+        format!("{} {}", words.next().unwrap(), words.next().unwrap())
+    };
+    let actions: Vec<_> = plan
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .map(first_words)
+        .filter(|words| !words.starts_with("note:"))
+        .collect();
+    assert_eq!(
+        actions,
+        [
+            "ACTION KIND",
+            "make volume",
+            "change vm",
+            "change domain",
+            "change vm",
+            "change vm",
+            "keep volume",
+        ],
+        "{plan}"
+    );
+    for told in [
+        "default",
+        "1 MiB",
+        "in 2h",
+        "must answer within 90 s",
+        "note: if a step",
+    ] {
+        assert!(plan.contains(told), "{told}: {plan}");
+    }
+    assert_eq!(cli.run("-o json vm show web0").json(), before);
+    cli.run("vm delete web0 --stop force --retention 0s --yes")
+        .done();
+
     let made = cli.run(&format!("vm create web1 {SMALL} --start")).done();
     assert!(made.starts_with("create vm: web1 (") && made.ends_with(") is RUNNING\n"));
     for (line, state) in [

@@ -75,6 +75,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   kvmlet vm replace-root web1 --image debian-13
+  kvmlet vm replace-root web1 --image debian-13 --stop graceful --dry-run
   kvmlet vm replace-root web1 --image debian-13 --stop graceful --start --health guest-agent=90s")]
     ReplaceRoot(ReplaceRootArgs),
     /// Switch back to the root volume that was last replaced

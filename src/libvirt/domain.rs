@@ -519,16 +519,6 @@ impl Host {
             ..error
         })
     }
-
-    /// Whether the guest's agent has its end of the channel open.
-    ///
-    /// # Errors
-    /// `NotFound`, and those of any call; nothing is changed.
-    pub fn agent_connected(&self, id: VmId) -> Result<bool, LibvirtError> {
-        const WHAT: &str = "read agent's channel";
-        let live = self.on_domain(WHAT, id, |d| d.xml_desc(0))?;
-        read::agent_connected(&live).map_err(|e| unreadable(WHAT, e))
-    }
 }
 
 /// Our element in a domain's metadata as it is; `None` when there is none.
@@ -558,7 +548,7 @@ fn readable(element: Option<String>) -> Option<Metadata> {
     element.and_then(|element| read::metadata(&element).ok())
 }
 
-fn unreadable(operation: &'static str, error: read::Unreadable) -> LibvirtError {
+pub(super) fn unreadable(operation: &'static str, error: read::Unreadable) -> LibvirtError {
     LibvirtError::refused(operation, ErrorKind::Other, error)
 }
 

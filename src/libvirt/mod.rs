@@ -14,6 +14,7 @@
 //! It takes no decisions: it does not retry, does not wait for a guest, and
 //! does not know which changes of state are allowed.
 
+mod agent;
 mod capabilities;
 mod connection;
 mod domain;

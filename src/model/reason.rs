@@ -205,7 +205,8 @@ reasons! {
         "The guest was asked and did not stop in time; it is left running.";
         "Ask again with more time, or stop it by force.".
     StartFailed "START_FAILED" FailedPrecondition:
-        "The hypervisor could not start the VM."; "See the host's log for the operation.".
+        "The VM could not be started, or its guest did not come up on a new root.";
+        "See metadata.problem, if it is there, and the host's log for the operation.".
     ResumeFailed "RESUME_FAILED" FailedPrecondition:
         "The guest did not go on, because what QEMU paused it for has not passed.";
         "Make room or repair the storage, then resume again.".

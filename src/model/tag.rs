@@ -6,6 +6,7 @@
 
 use super::fault::Fault;
 use super::reason::Reason;
+use super::volume::Volume;
 
 /// What the system tags of a request ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,7 +59,21 @@ pub fn parse(tags: &[String]) -> Result<Tags, Fault> {
     Ok(found)
 }
 
-/// Whether a Ceph pool may have this name here. Ceph allows more, but a name with other characters can't be told from options.
+/// A VM's system tags once `root` is its root volume: a tag for the root's pool
+/// says the pool that it is in, and is gone if that is not in Ceph.
+pub fn of_root_in(tags: &[String], root: &Volume) -> Vec<String> {
+    const ROOT_POOL: &str = "ceph::rootPoolName::";
+    tags.iter()
+        .filter_map(|tag| match &root.ceph_pool {
+            _ if !tag.starts_with(ROOT_POOL) => Some(tag.clone()),
+            Some(pool) => Some(format!("{ROOT_POOL}{pool}")),
+            None => None,
+        })
+        .collect()
+}
+
+/// Whether a Ceph pool may have this name here. Ceph allows more, but a name with
+/// other characters can't be told from options.
 pub fn is_pool_name(name: &str) -> bool {
     (1..=128).contains(&name.len())
         && !name.starts_with(['-', '.'])
@@ -97,5 +112,27 @@ mod tests {
             reason(&["ceph::rootPoolName::a", "ceph::rootPoolName::a"]),
             Reason::TagDuplicate
         );
+    }
+
+    #[test]
+    fn the_tag_follows_the_root_to_another_pool_and_is_gone_outside_of_ceph() {
+        let root = |ceph_pool: Option<&str>| -> Volume {
+            serde_json::from_value(serde_json::json!({
+                "id": "10030000-0000-4000-8000-000000000001", "name": "root",
+                "pool": "p", "ceph_pool": ceph_pool, "kind": "root", "format": "raw",
+                "image_id": null,
+                "size": 1, "actual_size": 0,
+                "attachment": {"attached": {"device_index": 0}}, "shareable": false,
+                "qos": {}, "delete_with_vm": true, "create_time": 1,
+            }))
+            .expect("a volume")
+        };
+        let tagged = ["ceph::rootPoolName::slow".to_owned()];
+        assert_eq!(
+            of_root_in(&tagged, &root(Some("fast"))),
+            ["ceph::rootPoolName::fast"]
+        );
+        assert_eq!(of_root_in(&tagged, &root(None)), [""; 0]);
+        assert_eq!(of_root_in(&[], &root(Some("fast"))), [""; 0]);
     }
 }

@@ -23,5 +23,7 @@ mod races;
 mod reads;
 mod rebuild;
 mod root;
+mod root_health;
+mod root_window;
 mod storm;
 mod table;

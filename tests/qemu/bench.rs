@@ -54,6 +54,7 @@ impl Bench {
             ("deaf", "1"),
             ("slow", "1"),
             ("agent", "1"),
+            ("mute", "1"),
         ]
         .map(|(kind, version)| build(images.path(), kind, version))
         .into();
@@ -353,10 +354,29 @@ impl Guest {
         pairs.any(|pair| pair[0] == option && pair[1].starts_with(value))
     }
 
+    fn definition_file(&self) -> PathBuf {
+        let file = format!("etc/qemu/kvmlet-{}.xml", self.id);
+        self.root.join(file)
+    }
+
     /// Whether libvirt has a domain of it.
     pub fn is_defined(&self) -> bool {
-        let file = format!("etc/qemu/kvmlet-{}.xml", self.id);
-        self.root.join(file).exists()
+        self.definition_file().exists()
+    }
+
+    /// Its domain as libvirt keeps it, with every choice of libvirt's, but without
+    /// the record that it carries and the password of its locked display, which
+    /// nobody is told and which is another each time.
+    pub fn definition(&self) -> String {
+        let xml = fs::read_to_string(self.definition_file()).unwrap();
+        let (before, rest) = xml.split_once("<metadata>").unwrap();
+        let (_, after) = rest.split_once("</metadata>").unwrap();
+        let Some((middle, locked)) = after.split_once(" passwd='") else {
+            return format!("{before}{after}");
+        };
+        let (_, after) = locked.split_once('\'').unwrap();
+        assert!(after.starts_with(" passwdValidTo='1970-01-01T00:00:00'"));
+        format!("{before}{middle}{after}")
     }
 
     /// Gives it power.

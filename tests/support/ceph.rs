@@ -105,8 +105,8 @@ impl Cluster {
         self.folder.join("kvmlet.keyring")
     }
 
-    /// The section of kvmlet's configuration for a pool on it, with its files on
-    /// this host in `scratch`.
+    /// The section of kvmlet's configuration for a pool `ceph` on it, with its files
+    /// on this host in `scratch`; not the default pool.
     pub fn pool_section(&self, scratch: &Path) -> String {
         format!(
             r#"
@@ -122,7 +122,6 @@ default_data_pool = "data"
 allowed_root_pools = ["vms*"]
 trash_expiry = "1h"
 scratch = "{scratch}"
-default = true
 "#,
             conf = self.conf().display(),
             keyring = self.keyring().display(),

@@ -9,6 +9,7 @@ mod support;
 
 mod clock;
 mod full;
+mod root;
 mod small;
 mod tools;
 mod waiters;

@@ -3,6 +3,7 @@
 use crate::model::ids::{ImageId, VmId, VolumeId};
 use crate::model::image::{Image, ImageState};
 use crate::model::orphan::{Orphan, OrphanKind};
+use crate::model::vm::Life;
 use crate::model::volume::Volume;
 use crate::service::core::Core;
 use crate::service::sweeper::expired;
@@ -19,6 +20,8 @@ pub(in super::super) struct Records {
     needed: HashSet<(String, ImageId)>,
     /// What operations at work are about: volumes and images.
     at_work: HashSet<Uuid>,
+    /// VMs that are deleted or half gone: nothing of them is removed on its own.
+    deleted: HashSet<VmId>,
 }
 
 impl Records {
@@ -29,6 +32,9 @@ impl Records {
             let view = cell.view();
             records.vms.insert(cell.id);
             let Some(vm) = &view.vm else { continue };
+            if vm.life != Life::Present {
+                records.deleted.insert(vm.id);
+            }
             for volume in &vm.volumes {
                 let pool = volume.pool.clone();
                 if let Some(image) = volume.image_id {
@@ -61,6 +67,7 @@ impl Records {
         self.images.extend(other.images);
         self.needed.extend(other.needed);
         self.at_work.extend(other.at_work);
+        self.deleted.extend(other.deleted);
         self
     }
 
@@ -98,9 +105,12 @@ impl Records {
         })
     }
 
-    /// The former roots whose time has passed, with their VMs.
+    /// The former roots whose time has passed, with their VMs. Those of deleted VMs
+    /// and of VMs that an operation holds are not due.
     pub(super) fn expired_roots(&self) -> impl Iterator<Item = &(VmId, Volume)> {
-        self.volumes.values().filter(|(_, volume)| expired(volume))
+        self.volumes.values().filter(|(vm, volume)| {
+            expired(volume) && !self.deleted.contains(vm) && !self.at_work.contains(&volume.id.0)
+        })
     }
 
     /// Whether an operation at work makes the temporary file of this name, which

@@ -7,6 +7,7 @@ mod create;
 mod disks;
 pub(super) mod images;
 pub(super) mod orphans;
+mod place;
 mod power;
 mod remove;
 mod root;
@@ -18,7 +19,7 @@ use super::cell::Cell;
 use super::plan::Plan;
 use crate::model::fault::Fault;
 use crate::model::lifecycle::Resting;
-use crate::model::operation::{Intent, Operation, RollbackState};
+use crate::model::operation::{Intent, Operation, RollbackState, StepState};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
@@ -26,6 +27,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use create::{CacheImage, MakeVolume};
+
+/// How long the root that a VM had is kept at least, if it could not be switched
+/// back to: long enough for somebody to look.
+const KEPT_AFTER_FAILURE: Duration = Duration::from_secs(24 * 3600);
 
 /// The steps of an operation on a VM.
 ///
@@ -46,7 +51,7 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
             let first = StopFirst::new(*stop, *was_paused);
             remove::delete(cell, &vm, after, first, *retention)
         }
-        Intent::RecoverVm => remove::recover(cell, &vm),
+        Intent::RecoverVm => remove::recover(cell, &vm, recovered(&vm, operation.create_time)),
         Intent::ExpungeVm => remove::expunge(cell, &vm),
         Intent::StartVm {
             discard_saved_memory,
@@ -122,6 +127,7 @@ pub fn claim(vm: &mut Vm, operation: &Operation) {
 /// is gone for good.
 pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
     let mut vm = vm;
+    keep_what_ran(&mut vm, operation);
     match &operation.intent {
         Intent::CreateVm { .. } => {
             vm.life = if succeeded { Life::Present } else { Life::Failed };
@@ -135,10 +141,14 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
             }
             vm = deleted(&vm, operation.create_time, *retention);
         }
-        Intent::RecoverVm if succeeded => vm.life = Life::Present,
+        Intent::RecoverVm if succeeded => vm = recovered(&vm, operation.create_time),
         Intent::ExpungeVm if succeeded => return None,
         Intent::ReplaceRootVolume { new_root, .. } if !succeeded => {
-            if operation.rollback == RollbackState::Failed {
+            let removed = operation
+                .steps
+                .iter()
+                .any(|step| step.name == "make-volume" && step.state == StepState::Undone);
+            if operation.rollback == RollbackState::Failed && !removed {
                 // What may be left of it stays known; the sweeper removes it, if it
                 // is not the root.
                 claim(&mut vm, operation);
@@ -165,6 +175,51 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
         | Intent::DeleteOrphan { .. } => {}
     }
     Some(vm)
+}
+
+/// Keeps the root that a VM had before a switch that has failed and could not be
+/// taken back, however short it was to be kept after one that succeeded.
+fn keep_what_ran(vm: &mut Vm, operation: &Operation) {
+    let (Intent::ReplaceRootVolume { before, .. } | Intent::RevertRootVolume { before, .. }) =
+        &operation.intent
+    else {
+        return;
+    };
+    if operation.rollback != RollbackState::Failed {
+        return;
+    }
+    let ended = operation.end_time.unwrap_or(operation.create_time);
+    let ran = before.root().map(|root| root.id);
+    for volume in &mut vm.volumes {
+        if let VolumeAttachment::Kept { until } = &mut volume.attachment
+            && Some(volume.id) == ran
+        {
+            *until = (*until).max(ended.plus(KEPT_AFTER_FAILURE));
+        }
+    }
+}
+
+/// The record of a VM that is recovered then. Its former roots have the time left
+/// that they had when it was deleted: nothing is removed of a VM that is DELETED.
+fn recovered(vm: &Vm, when: Timestamp) -> Vm {
+    let mut after = Vm {
+        life: Life::Present,
+        ..vm.clone()
+    };
+    if let Life::Deleted {
+        delete_time,
+        expunge_time,
+    } = vm.life
+    {
+        // At most the retention, whatever the clock says.
+        let away = when.min(expunge_time).since(delete_time);
+        for volume in &mut after.volumes {
+            if let VolumeAttachment::Kept { until } = &mut volume.attachment {
+                *until = until.plus(away);
+            }
+        }
+    }
+    after
 }
 
 /// The record of a VM that was deleted then.

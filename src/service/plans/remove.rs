@@ -46,11 +46,7 @@ pub(super) fn delete(
     plan
 }
 
-pub(super) fn recover(cell: Arc<Cell>, before: &Vm) -> Plan {
-    let after = Vm {
-        life: Life::Present,
-        ..before.clone()
-    };
+pub(super) fn recover(cell: Arc<Cell>, before: &Vm, after: Vm) -> Plan {
     vec![
         Box::new(CheckVolumes { vm: before.clone() }),
         Box::new(BringBackDomain {

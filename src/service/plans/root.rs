@@ -6,21 +6,28 @@
 //! switched back, and a guest that ran before is started again.
 
 use super::create::{CacheImage, DefineDomain, MakeVolume};
+use super::place::verify_place;
 use super::power::{StartGuest, domain};
 use super::stop::StopFirst;
 use crate::journal::Batch;
+use crate::libvirt::{OffReason, Power};
 use crate::model::fault::Fault;
-use crate::model::reason::Reason;
+use crate::model::reason::{Code, Reason};
 use crate::model::request::{HealthCheck, HealthSign};
 use crate::model::vm::Vm;
 use crate::model::volume::Volume;
 use crate::service::cell::Cell;
+use crate::service::fault::chain;
 use crate::service::gate::Lane;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How often a guest that is checked is looked at, beside each change that is seen.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The plan of ReplaceRootVolume, as its intent says.
 pub(super) fn replace(
@@ -69,6 +76,7 @@ pub(super) fn switch(
         before: before.clone(),
         after: after.clone(),
     }));
+    plan.extend(verify_place(cell.clone(), after));
     if start_after {
         plan.push(Box::new(StartGuest {
             cell,
@@ -177,34 +185,29 @@ impl Step for CheckHealth {
         let until = Instant::now() + self.check.timeout;
         let mut view = self.cell.watch();
         loop {
-            let id = self.cell.id;
-            let running = domain(run, &self.cell).await?.power.is_active();
-            if !running {
-                return Err(Fault::new(
-                    Reason::StartFailed,
-                    "the guest did not stay running on the new root",
-                ));
+            let power = domain(run, &self.cell).await?.power;
+            if let Power::Off(why) = power {
+                return Err(ended(why));
             }
-            if self.check.sign == HealthSign::GuestAgent
-                && run
-                    .core
-                    .hypervisor
-                    .call(Lane::Read, move |host| host.agent_connected(id))
-                    .await?
-            {
+            let runs = matches!(power, Power::Running(_) | Power::Asleep);
+            if runs && self.check.sign == HealthSign::GuestAgent && self.agent_answers(run).await? {
                 return Ok(());
             }
             let now = Instant::now();
             if now >= until {
                 return match self.check.sign {
+                    _ if !runs => Err(stands_still(power)),
                     HealthSign::StillRunning => Ok(()),
-                    HealthSign::GuestAgent => Err(Fault::new(
-                        Reason::StartFailed,
-                        "the guest agent was not heard of on the new root",
+                    HealthSign::GuestAgent => Err(unhealthy(
+                        "guest_agent_silent",
+                        format!(
+                            "the guest runs on the new root, and its agent has not answered within {} s",
+                            self.check.timeout.as_secs()
+                        ),
                     )),
                 };
             }
-            let look = (now + std::time::Duration::from_secs(1)).min(until);
+            let look = (now + LOOK).min(until);
             tokio::select! {
                 _ = view.changed() => {}
                 () = tokio::time::sleep_until(look) => {}
@@ -221,4 +224,67 @@ impl Step for CheckHealth {
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
         Ok(Undone::Nothing)
     }
+}
+
+impl CheckHealth {
+    /// Whether the guest's agent has answered. That it can't be told is no answer:
+    /// the next look finds the guest off, or libvirt away.
+    async fn agent_answers(&self, run: &Run) -> Result<bool, Fault> {
+        let id = self.cell.id;
+        // A stuck agent holds the call, and must not hold those that read.
+        let answer = run
+            .core
+            .hypervisor
+            .try_call(Lane::Control, move |host| host.agent_answers(id))
+            .await;
+        match answer {
+            Ok(Ok(answers)) => Ok(answers),
+            Ok(Err(error)) => {
+                tracing::info!(error = chain(&error), "the guest agent could not be asked");
+                Ok(false)
+            }
+            Err(fault) if fault.code() == Code::Unknown => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// Why a guest is not taken for healthy: one reason, and a word for programs.
+fn unhealthy(problem: &'static str, words: impl Into<String>) -> Fault {
+    Fault::new(Reason::StartFailed, words).with("problem", problem)
+}
+
+/// What the end of a guest's power says of its start.
+fn ended(why: OffReason) -> Fault {
+    match why {
+        OffReason::Shutdown => unhealthy(
+            "guest_shut_down",
+            "the guest started on the new root and shut itself down",
+        ),
+        OffReason::Crashed | OffReason::Failed | OffReason::Daemon => unhealthy(
+            "qemu_died",
+            "the guest started on the new root, and its QEMU died or it panicked",
+        ),
+        OffReason::Destroyed => unhealthy(
+            "power_cut",
+            "the guest started on the new root, and something else on the host cut its power",
+        ),
+        OffReason::Unknown | OffReason::Migrated | OffReason::Saved | OffReason::FromSnapshot => {
+            unhealthy(
+                "not_running",
+                "the guest started on the new root and did not stay running",
+            )
+        }
+    }
+}
+
+/// What a guest that has power and does not run says of its start.
+fn stands_still(power: Power) -> Fault {
+    if power == Power::ShuttingDown {
+        return ended(OffReason::Shutdown);
+    }
+    unhealthy(
+        "guest_stands_still",
+        "the guest started on the new root and stands still: it panicked, its volume failed, or it was paused",
+    )
 }

@@ -5,7 +5,7 @@ use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::lifecycle::{Resting, Seen, StateReason};
 use crate::model::operation::{
-    Intent, Operation, OperationKind, OperationResult, OperationState, RollbackState,
+    Intent, Operation, OperationKind, OperationResult, OperationState, RollbackState, StepState,
 };
 use crate::model::reason::Reason;
 use crate::model::vm::{Life, Vm};
@@ -163,13 +163,20 @@ impl Worker {
         // is its doing, also if it could not be told that it succeeded.
         let reached = there && (succeeded || operation.intent.kind().is_power());
         // What looks like somebody else's doing was the undoing.
-        let undone = operation.rollback == RollbackState::Done
+        let rolled_back = matches!(
+            operation.rollback,
+            RollbackState::Done | RollbackState::Failed
+        );
+        let undone = rolled_back
             && matches!(
                 vm.seen.reason,
                 StateReason::StartedOnHost | StateReason::Destroyed | StateReason::PausedOnHost
             );
         if reached || undone {
             vm.seen.reason = StateReason::Operation;
+        }
+        if let Some(seen) = off_after_undoing(&vm, operation) {
+            vm.seen = seen;
         }
         vm.update_time = now();
         let made = matches!(
@@ -191,6 +198,34 @@ impl Worker {
         }
         vm
     }
+}
+
+/// What a VM without power is, once a switch of its root was undone. How the guest
+/// ended on the new root says nothing of it.
+fn off_after_undoing(vm: &Vm, operation: &Operation) -> Option<Seen> {
+    let (Intent::ReplaceRootVolume { before, .. } | Intent::RevertRootVolume { before, .. }) =
+        &operation.intent
+    else {
+        return None;
+    };
+    if !matches!(vm.seen.resting, Resting::Stopped | Resting::Crashed) {
+        return None;
+    }
+    let not_started_again = operation
+        .steps
+        .iter()
+        .any(|step| step.name == "stop-guest" && step.state == StepState::UndoFailed);
+    let reason = if not_started_again {
+        StateReason::StartFailed
+    } else if operation.rollback == RollbackState::Done && !before.seen.resting.has_power() {
+        StateReason::Operation
+    } else {
+        return None;
+    };
+    Some(Seen {
+        resting: Resting::Stopped,
+        reason,
+    })
 }
 
 /// The state that an operation brings a VM to, if to a certain one.

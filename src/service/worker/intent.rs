@@ -7,8 +7,10 @@ use crate::model::operation::Intent;
 use crate::model::reason::Reason;
 use crate::model::request::{PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
+use crate::model::tag;
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
+use crate::model::volume::{Volume, VolumeAttachment};
 use crate::service::{admission, sweeper};
 use std::time::Duration;
 
@@ -115,20 +117,34 @@ impl Worker {
                 }
             }
             VmRequest::RevertRootVolume {
+                volume_id,
                 stop_policy,
                 start_after,
             } => {
                 let stop = stop_first(stop_policy)?;
                 let kept = vm.kept_roots().into_iter();
-                let previous = kept.rev().find(|volume| !sweeper::expired(volume));
-                let previous = previous.ok_or_else(|| {
-                    Fault::new(
+                let wanted = |volume: &&Volume| {
+                    !sweeper::expired(volume) && volume_id.is_none_or(|id| volume.id == id)
+                };
+                let previous = kept.rev().find(wanted).ok_or_else(|| match volume_id {
+                    None => Fault::new(
                         Reason::NoPreviousRoot,
                         "no former root volume of the VM is kept",
-                    )
+                    ),
+                    Some(_) => Fault::field(
+                        Reason::NoPreviousRoot,
+                        "volume_id",
+                        "names no former root volume of the VM that is kept",
+                    ),
                 })?;
                 let (id, pool) = (previous.id, previous.pool.clone());
                 let volume = previous.reference();
+                // The window in which the VM can be switched back and forth stays the
+                // one of the replacement: neither shorter nor longer by it.
+                let until = match previous.attachment {
+                    VolumeAttachment::Kept { until } => until,
+                    VolumeAttachment::Attached { .. } => at,
+                };
                 if self
                     .core
                     .pools
@@ -143,7 +159,8 @@ impl Worker {
                     .with("volumes", id));
                 }
                 let mut after = vm.clone();
-                after.switch_root(id, at.plus(settings.keep_old_root));
+                after.system_tags = tag::of_root_in(&vm.system_tags, previous);
+                after.switch_root(id, until);
                 after.generation += 1;
                 Intent::RevertRootVolume {
                     before: Box::new(vm.clone()),

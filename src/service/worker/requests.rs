@@ -3,6 +3,7 @@
 use super::{Answer, Asked, Worker};
 use crate::journal::Batch;
 use crate::model::fault::Fault;
+use crate::model::image::Image;
 use crate::model::lifecycle::{Ask, Decision, Resting, decide_for};
 use crate::model::operation::{Intent, Operation, OperationKind, OperationResult, OperationState};
 use crate::model::reason::Reason;
@@ -271,7 +272,13 @@ impl Worker {
             admission::check_host(&core, vm.id, &vm.hardware)?;
         }
         if asked.envelope.validate_only {
-            let plan = preview::change(vm, &operation);
+            drop(admission);
+            let copied = self.to_be_copied(&operation.intent).await?;
+            let beyond = preview::Beyond {
+                copied: copied.as_ref(),
+                id_given: matches!(request, VmRequest::ReplaceRootVolume(wish) if wish.resource_id.is_some()),
+            };
+            let plan = preview::change(vm, &operation, beyond);
             return Ok(Arc::new(preview::operation(operation, plan)));
         }
         let current = (operation.id, operation.intent.kind());
@@ -312,6 +319,25 @@ impl Worker {
             None => self.begin(live),
         }
         Ok(answer)
+    }
+
+    /// The image that a new root is made from, if its pool does not have it yet.
+    async fn to_be_copied(&self, intent: &Intent) -> Result<Option<Image>, Fault> {
+        let Intent::ReplaceRootVolume { new_root, .. } = intent else {
+            return Ok(None);
+        };
+        let Some(id) = new_root.image_id else {
+            return Ok(None);
+        };
+        let found = self
+            .core
+            .pools
+            .call(&new_root.pool, move |pool, _| pool.image(id))
+            .await?;
+        if found.is_some() {
+            return Ok(None);
+        }
+        self.core.images.ready(id, "image_id").map(Some)
     }
 
     fn new_operation(&self, asked: &Asked, intent: Intent) -> Operation {

@@ -1,5 +1,9 @@
 //! What a request would do, for validate_only.
 
+mod root;
+
+pub use root::Beyond;
+
 use super::operations::now;
 use crate::model::bytes::Bytes;
 use crate::model::ids::OperationId;
@@ -7,7 +11,7 @@ use crate::model::image::Image;
 use crate::model::operation::{
     Intent, Operation, OperationResult, OperationState, Plan, PlanAction, PlanItem,
 };
-use crate::model::stop::StopPolicy;
+use crate::model::stop::{OnTimeout, StopPolicy};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Hypervisor, Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
@@ -61,7 +65,7 @@ pub fn create(vm: &Vm) -> Plan {
 }
 
 /// What an operation on a VM that exists would do.
-pub fn change(vm: &Vm, operation: &Operation) -> Plan {
+pub fn change(vm: &Vm, operation: &Operation, beyond: Beyond<'_>) -> Plan {
     let mut plan = Plan::default();
     match &operation.intent {
         Intent::DeleteVm {
@@ -81,33 +85,18 @@ pub fn change(vm: &Vm, operation: &Operation) -> Plan {
                 deleted.time = Some(until);
                 plan.items.push(deleted);
                 for volume in &vm.volumes {
-                    plan.items
-                        .push(volume_item(PlanAction::Keep, volume, Some(until)));
+                    if goes_with(volume) {
+                        plan.items
+                            .push(volume_item(PlanAction::Keep, volume, Some(until)));
+                    } else {
+                        plan.notes.push(left_in_pool(volume));
+                    }
                 }
             }
         }
         Intent::ExpungeVm => expunge(&mut plan, vm),
-        Intent::ReplaceRootVolume {
-            new_root,
-            after,
-            stop,
-            start_after,
-            ..
-        } => {
-            plan.items
-                .push(volume_item(PlanAction::Make, new_root, None));
-            stop_item(&mut plan, vm, *stop);
-            switch(&mut plan, vm, after, *start_after);
-        }
-        Intent::RevertRootVolume {
-            after,
-            stop,
-            start_after,
-            ..
-        } => {
-            stop_item(&mut plan, vm, *stop);
-            switch(&mut plan, vm, after, *start_after);
-        }
+        Intent::ReplaceRootVolume { .. } => root::replace(&mut plan, vm, operation, beyond),
+        Intent::RevertRootVolume { .. } => root::revert(&mut plan, vm, operation),
         Intent::CreateVm { .. }
         | Intent::UpdateVm { .. }
         | Intent::RecoverVm
@@ -152,25 +141,6 @@ pub fn delete_image(image: &Image, pools: &[String]) -> Plan {
     }
 }
 
-fn switch(plan: &mut Plan, vm: &Vm, after: &Vm, start_after: bool) {
-    plan.items.push(item(
-        PlanAction::Change,
-        "domain",
-        vm,
-        "the root volume is switched".to_owned(),
-    ));
-    for volume in &after.volumes {
-        if let VolumeAttachment::Kept { until } = volume.attachment {
-            plan.items
-                .push(volume_item(PlanAction::Keep, volume, Some(until)));
-        }
-    }
-    if start_after {
-        plan.items
-            .push(item(PlanAction::Change, "vm", vm, "started".to_owned()));
-    }
-}
-
 fn expunge(plan: &mut Plan, vm: &Vm) {
     if vm.life != Life::Failed {
         plan.items.push(item(
@@ -181,29 +151,47 @@ fn expunge(plan: &mut Plan, vm: &Vm) {
         ));
     }
     for volume in &vm.volumes {
-        let kept_root = matches!(volume.attachment, VolumeAttachment::Kept { .. });
-        if volume.delete_with_vm || kept_root {
+        if goes_with(volume) {
             plan.items
                 .push(volume_item(PlanAction::Delete, volume, None));
         } else {
-            plan.notes.push(format!(
-                "volume {} is left in pool {}",
-                volume.id, volume.pool
-            ));
+            plan.notes.push(left_in_pool(volume));
         }
     }
     plan.items
         .push(item(PlanAction::Delete, "vm", vm, "the record".to_owned()));
 }
 
+/// Whether a volume is removed when its VM is.
+const fn goes_with(volume: &Volume) -> bool {
+    volume.delete_with_vm || matches!(volume.attachment, VolumeAttachment::Kept { .. })
+}
+
+fn left_in_pool(volume: &Volume) -> String {
+    format!(
+        "volume {} is left in pool {} when the VM is expunged",
+        volume.id, volume.pool
+    )
+}
+
 fn stop_item(plan: &mut Plan, vm: &Vm, stop: Option<StopPolicy>) {
     if let Some(policy) = stop {
         let how = match policy {
-            StopPolicy::Force => "its power is cut",
-            StopPolicy::Graceful { .. } => "it is asked to stop",
+            StopPolicy::Force => "its power is cut".to_owned(),
+            StopPolicy::Graceful {
+                timeout,
+                on_timeout,
+                ..
+            } => format!(
+                "it is asked to stop; after {} s {}",
+                timeout.as_secs_f64(),
+                match on_timeout {
+                    OnTimeout::Fail => "this fails, and it is left running",
+                    OnTimeout::Force => "its power is cut",
+                }
+            ),
         };
-        plan.items
-            .push(item(PlanAction::Change, "vm", vm, how.to_owned()));
+        plan.items.push(item(PlanAction::Change, "vm", vm, how));
     }
 }
 
