@@ -33,8 +33,11 @@ pub(crate) trait Backend: Sync {
     fn open(&self, source: &DiskSource) -> Box<dyn std::any::Any>;
 }
 
-/// The cases, by name.
-pub(crate) const CASES: [(&str, fn(&dyn Backend)); 11] = [
+/// What a pool must do, and its name.
+pub(crate) type Case = (&'static str, fn(&dyn Backend));
+
+/// The cases.
+pub(crate) const CASES: [Case; 11] = [
     ("an_image_is_made_once_and_read_by_its_volumes", images),
     (
         "a_volume_is_as_large_as_asked_for_and_zero_beyond_its_image",

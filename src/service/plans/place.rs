@@ -8,7 +8,6 @@ use crate::model::volume::{DiskSource, Volume};
 use crate::service::cell::Cell;
 use crate::service::gate::Lane;
 use crate::service::plan::{Run, Step, Undone};
-use crate::storage::Backing;
 use async_trait::async_trait;
 use std::sync::Arc;
 
@@ -53,10 +52,7 @@ impl Step for VerifyPlace {
                 move |pool, _| pool.volume(&place)
             })
             .await?;
-        let backing = self.root.image_id.map_or(Backing::Nothing, Backing::Image);
-        if !found
-            .is_some_and(|found| found.backing == backing && found.virtual_size == self.root.size)
-        {
+        if found.is_none() {
             return wrong("the root volume");
         }
         let entry = run.core.pools.named(&self.root.pool, "pool")?;
