@@ -24,7 +24,7 @@ pub use self::cluster::{CephSecret, Keyring};
 pub(crate) use self::import::{file_name, size_of};
 use self::volume::whole;
 
-use self::answers::{Child, Du, Info, Listed, Snapshot, Status};
+use self::answers::{Child, Du, Info, Snapshot, Status};
 use self::cluster::{Cluster, PoolsState, QUICK};
 use super::durable::make_folder;
 use super::error::{StorageError, StorageErrorKind};
@@ -52,8 +52,11 @@ const BASE: &str = "base";
 const IMAGE: &str = "img-";
 const VOLUME: &str = "vol-";
 const TEMPORARY: &str = "tmp-";
-/// How old the figures of the Ceph pools may be.
-const FRESH: Duration = Duration::from_secs(10);
+/// How old the figures of the Ceph pools may be. They are asked for twice a minute
+/// anyway; asking takes Ceph's tool half a second.
+const FRESH: Duration = Duration::from_secs(60);
+/// How old they may be where a request names the Ceph pool.
+const NAMED: Duration = Duration::from_secs(5);
 /// How old they may be before a pool is said to be missing.
 const SURE: Duration = Duration::from_secs(1);
 /// How old they may be to be shown.
@@ -163,6 +166,12 @@ impl RbdPool {
         StorageError::new(StorageErrorKind::NotFound, message)
     }
 
+    /// The space that something takes; none if it is gone.
+    fn used(&self, pool: &str, spec: &str) -> Result<Bytes, StorageError> {
+        let du: Option<Du> = self.cluster.rbd_json(pool, &["du", spec])?;
+        Ok(du.map_or(Bytes::ZERO, |du| du.used()))
+    }
+
     /// The clients that have something open.
     fn watchers(&self, pool: &str, spec: &str) -> Result<Vec<String>, StorageError> {
         let status: Option<Status> = self.cluster.rbd_json(pool, &["status", spec])?;
@@ -189,9 +198,13 @@ impl RbdPool {
         used.cloned().collect()
     }
 
-    /// The figures of one Ceph pool.
-    fn usage_of(&self, name: &str) -> Result<(PoolUsage, CephPoolState), StorageError> {
-        for age in [FRESH, SURE] {
+    /// The figures of one Ceph pool, at most so old.
+    fn usage_of(
+        &self,
+        name: &str,
+        age: Duration,
+    ) -> Result<(PoolUsage, CephPoolState), StorageError> {
+        for age in [age, SURE] {
             if let Some(found) = self.cluster.pools(age)?.0.get(name) {
                 return Ok(*found);
             }
@@ -236,6 +249,8 @@ impl Pool for RbdPool {
                     format!("the cluster has no pool {name}"),
                 ));
             }
+            // The monitors answer for OSDs that hang.
+            self.cluster.reach(name)?;
         }
         Ok(())
     }
@@ -265,13 +280,13 @@ impl Pool for RbdPool {
                 ),
             ));
         }
-        self.usage_of(wanted)?;
+        self.usage_of(wanted, NAMED)?;
         Ok(Some(wanted.to_owned()))
     }
 
     fn usage(&self, ceph_pool: Option<&str>) -> Result<PoolUsage, StorageError> {
         let pool = ceph_pool.unwrap_or(&self.spec.root_pool);
-        self.usage_of(pool).map(|(usage, _)| usage)
+        self.usage_of(pool, FRESH).map(|(usage, _)| usage)
     }
 
     fn ceph_pools(&self) -> Vec<CephPoolUsage> {
@@ -325,13 +340,9 @@ impl Pool for RbdPool {
             self.known().insert(id, (Instant::now(), file));
             return Ok(Some(file));
         }
-        let du: Option<Du> = self.cluster.rbd_json(pool, &["du", &base])?;
-        let used = du.map(|du| du.images).unwrap_or_default();
         let found = ImageFile {
             virtual_size: info.size,
-            actual_size: used.iter().fold(Bytes::ZERO, |sum, image| {
-                sum.saturating_add(image.used_size)
-            }),
+            actual_size: self.used(pool, &base)?,
         };
         self.known().insert(id, (Instant::now(), found));
         Ok(Some(found))
@@ -472,11 +483,7 @@ impl Pool for RbdPool {
     fn actual_size(&self, volume: &VolumeRef) -> Result<Option<Bytes>, StorageError> {
         let (pool, spec) = (self.pool_of(volume), self.volume_spec(volume));
         let du: Option<Du> = self.cluster.rbd_json(pool, &["du", &spec])?;
-        Ok(du.map(|du| {
-            du.images.iter().fold(Bytes::ZERO, |sum, image| {
-                sum.saturating_add(image.used_size)
-            })
-        }))
+        Ok(du.map(|du| du.used()))
     }
 
     fn holders(&self, volume: &VolumeRef) -> Result<Vec<String>, StorageError> {
@@ -526,26 +533,26 @@ impl Pool for RbdPool {
 
     fn entries(&self) -> Result<Vec<Entry>, StorageError> {
         let pool = &self.spec.image_pool;
-        let listed: Option<Vec<Listed>> = self.cluster.rbd_json(pool, &["ls", "--long", pool])?;
+        let listed: Option<Vec<String>> = self.cluster.rbd_json(pool, &["ls", pool])?;
         let ours = self.temporary();
-        Ok(listed
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|found| {
-                let kind = match (id_in(IMAGE, &found.image), found.snapshot.as_deref()) {
-                    (Some(id), Some(BASE)) => EntryKind::Image(id),
-                    (None, None) if found.image.starts_with(&ours) => EntryKind::Temporary,
-                    _ => return None,
-                };
-                Some(Entry {
-                    kind,
-                    name: format!("{pool}/{}", found.image),
-                    actual_size: found.size,
-                    modified: None,
-                    generation: 0,
-                })
-            })
-            .collect())
+        let mut entries = Vec::new();
+        for image in listed.unwrap_or_default() {
+            let name = format!("{pool}/{image}");
+            let (kind, actual_size) = match id_in(IMAGE, &image) {
+                // Of those there may be many, and nobody asks what they take.
+                Some(id) => (EntryKind::Image(id), Bytes::ZERO),
+                None if image.starts_with(&ours) => (EntryKind::Temporary, self.used(pool, &name)?),
+                None => continue,
+            };
+            entries.push(Entry {
+                kind,
+                name,
+                actual_size,
+                modified: None,
+                generation: 0,
+            });
+        }
+        Ok(entries)
     }
 
     /// Only what this host is making itself is ever listed as nobody's.

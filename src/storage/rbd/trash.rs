@@ -31,7 +31,10 @@ impl RbdPool {
         match removed {
             // Somebody else was faster.
             Err(error) if error.kind() == StorageErrorKind::NotFound => Ok(()),
-            removed => removed,
+            removed => {
+                let pool = spec.split('/').next().unwrap_or_default();
+                removed.map_err(|error| self.explain(pool, error))
+            }
         }
     }
 
@@ -104,8 +107,15 @@ impl RbdPool {
             }
         }
         let spec = format!("{pool}/{id}");
-        self.cluster
-            .rbd(&["trash", "rm", "--no-progress", &spec], &task)
-            .map(drop)
+        let removed = self
+            .cluster
+            .rbd(&["trash", "rm", "--no-progress", &spec], &task);
+        match removed {
+            // EPERM: it is shown as expired a part of a second before it is.
+            Err(error) if error.kind() == StorageErrorKind::Forbidden => {
+                Err(StorageError::in_use(&spec, vec!["its expiry".to_owned()]))
+            }
+            removed => removed.map(drop),
+        }
     }
 }
