@@ -17,6 +17,7 @@
 mod answers;
 mod cluster;
 mod import;
+mod parts;
 mod trash;
 mod volume;
 
@@ -31,8 +32,7 @@ use super::error::{StorageError, StorageErrorKind};
 use super::source::{self, CheckedSource};
 use super::task::Task;
 use super::{
-    Backing, CephPoolState, CephPoolUsage, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal,
-    VolumeFile,
+    Backing, CephPoolUsage, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal, VolumeFile,
 };
 use crate::faultpoint;
 use crate::model::bytes::Bytes;
@@ -190,30 +190,6 @@ impl RbdPool {
         let children = self.cluster.rbd_json(pool, &["children", "--all", &base])?;
         Ok(children.unwrap_or_default())
     }
-
-    /// The Ceph pools in which volumes of this pool may be.
-    fn volume_pools(&self, state: &PoolsState) -> Vec<String> {
-        let all = state.0.keys();
-        let used = all.filter(|name| self.allows(name) || **name == self.spec.data_pool);
-        used.cloned().collect()
-    }
-
-    /// The figures of one Ceph pool, at most so old.
-    fn usage_of(
-        &self,
-        name: &str,
-        age: Duration,
-    ) -> Result<(PoolUsage, CephPoolState), StorageError> {
-        for age in [age, SURE] {
-            if let Some(found) = self.cluster.pools(age)?.0.get(name) {
-                return Ok(*found);
-            }
-        }
-        Err(StorageError::new(
-            StorageErrorKind::CephPoolMissing,
-            format!("the cluster has no pool {name}"),
-        ))
-    }
 }
 
 impl Pool for RbdPool {
@@ -290,30 +266,7 @@ impl Pool for RbdPool {
     }
 
     fn ceph_pools(&self) -> Vec<CephPoolUsage> {
-        let Some(state) = self.cluster.known_pools(SHOWN) else {
-            return Vec::new();
-        };
-        let mut names = self.volume_pools(&state);
-        names.extend([
-            self.spec.image_pool.clone(),
-            self.spec.root_pool.clone(),
-            self.spec.data_pool.clone(),
-        ]);
-        names.sort_unstable();
-        names.dedup();
-        let missing = PoolUsage {
-            capacity: Bytes::ZERO,
-            free: Bytes::ZERO,
-            near_full: false,
-        };
-        names
-            .into_iter()
-            .map(|name| {
-                let found = state.0.get(&name).copied();
-                let (usage, state) = found.unwrap_or((missing, CephPoolState::Missing));
-                CephPoolUsage { name, usage, state }
-            })
-            .collect()
+        self.shown_pools()
     }
 
     fn secret(&self) -> Result<Option<CephSecret>, StorageError> {
