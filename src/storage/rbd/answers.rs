@@ -107,14 +107,14 @@ pub(super) struct DfPool {
 pub(super) struct DfStats {
     pub(super) stored: u64,
     pub(super) max_avail: u64,
-    #[serde(default)]
-    pub(super) quota_bytes: u64,
 }
 
 /// One of `ceph osd pool ls detail`.
 #[derive(Debug, Deserialize)]
 pub(super) struct PoolFlags {
     pub(super) pool_name: String,
+    #[serde(default)]
+    pub(super) quota_max_bytes: u64,
     flags_names: String,
 }
 

@@ -203,36 +203,7 @@ impl Cluster {
         let df: Df = read("ceph df", &ceph(&["df", "detail"])?)?;
         let flags: Vec<PoolFlags> =
             read("ceph osd pool ls", &ceph(&["osd", "pool", "ls", "detail"])?)?;
-        let state = Arc::new(PoolsState(
-            df.pools
-                .into_iter()
-                .map(|pool| {
-                    let stats = pool.stats;
-                    let flags = flags.iter().find(|flags| flags.pool_name == pool.name);
-                    let has = |name| flags.is_some_and(|flags| flags.has(name));
-                    let quota = Some(stats.quota_bytes).filter(|&quota| quota > 0);
-                    let left = quota.map_or(u64::MAX, |quota| quota.saturating_sub(stats.stored));
-                    let full = has("full") || has("full_quota") || has("full_no_quota");
-                    let state = if full || left == 0 {
-                        CephPoolState::Full
-                    } else if has("nearfull") || has("backfillfull") {
-                        CephPoolState::NearFull
-                    } else {
-                        CephPoolState::Ready
-                    };
-                    let capacity = stats.stored.saturating_add(stats.max_avail);
-                    let usage = PoolUsage {
-                        capacity: Bytes(quota.map_or(capacity, |quota| quota.min(capacity))),
-                        free: match state {
-                            CephPoolState::Full => Bytes::ZERO,
-                            _ => Bytes(stats.max_avail.min(left)),
-                        },
-                        near_full: state == CephPoolState::NearFull,
-                    };
-                    (pool.name, (usage, state))
-                })
-                .collect(),
-        ));
+        let state = Arc::new(PoolsState(figures(&df, &flags)?));
         let mut known = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         *known = Some((Instant::now(), state.clone()));
         Ok(state)
@@ -313,6 +284,48 @@ impl Cluster {
         arguments.push(self.keyring()?.into());
         Ok(arguments)
     }
+}
+
+/// The figures of each pool. Which there are, the monitors know at once; what is in a
+/// new one, the manager counts a moment later.
+fn figures(
+    df: &Df,
+    flags: &[PoolFlags],
+) -> Result<BTreeMap<String, (PoolUsage, CephPoolState)>, StorageError> {
+    // Of one that is not counted yet: all have the same disks, as a rule.
+    let uncounted = df.pools.iter().map(|pool| pool.stats.max_avail).max();
+    let figure = |pool: &PoolFlags| {
+        let counted = df.pools.iter().find(|df| df.name == pool.pool_name);
+        let (stored, max_avail) = match counted {
+            Some(df) => (df.stats.stored, df.stats.max_avail),
+            None => (0, uncounted?),
+        };
+        let quota = Some(pool.quota_max_bytes).filter(|&quota| quota > 0);
+        let left = quota.map_or(u64::MAX, |quota| quota.saturating_sub(stored));
+        let full = pool.has("full") || pool.has("full_quota") || pool.has("full_no_quota");
+        let state = if full || left == 0 {
+            CephPoolState::Full
+        } else if pool.has("nearfull") || pool.has("backfillfull") {
+            CephPoolState::NearFull
+        } else {
+            CephPoolState::Ready
+        };
+        let capacity = stored.saturating_add(max_avail);
+        let usage = PoolUsage {
+            capacity: Bytes(quota.map_or(capacity, |quota| quota.min(capacity))),
+            free: match state {
+                CephPoolState::Full => Bytes::ZERO,
+                _ => Bytes(max_avail.min(left)),
+            },
+            near_full: state == CephPoolState::NearFull,
+        };
+        Some((pool.pool_name.clone(), (usage, state)))
+    };
+    let figures: Option<BTreeMap<_, _>> = flags.iter().map(figure).collect();
+    figures.ok_or_else(|| {
+        let message = "the cluster has not counted its space yet";
+        StorageError::new(StorageErrorKind::Away, message)
+    })
 }
 
 pub(super) fn words(words: &[&str]) -> Vec<OsString> {
@@ -454,6 +467,29 @@ mod tests {
         ] {
             assert_eq!(read_monitors(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_pool_that_is_not_counted_yet_is_there() {
+        let df = r#"{"pools": [{"name": "a", "stats": {"stored": 5, "max_avail": 90}}]}"#;
+        let flags = r#"[
+            {"pool_name": "a", "flags_names": "hashpspool,nearfull", "quota_max_bytes": 0},
+            {"pool_name": "new", "flags_names": "hashpspool", "quota_max_bytes": 40}
+        ]"#;
+        let flags: Vec<PoolFlags> = serde_json::from_str(flags).expect("as Ceph prints it");
+        let found = figures(&serde_json::from_str(df).expect("so too"), &flags).expect("counted");
+        let (a, state) = found["a"];
+        assert_eq!(
+            (a.capacity, a.free, state),
+            (Bytes(95), Bytes(90), CephPoolState::NearFull)
+        );
+        let (new, state) = found["new"];
+        assert_eq!(
+            (new.capacity, new.free, state),
+            (Bytes(40), Bytes(40), CephPoolState::Ready)
+        );
+        let none = figures(&Df { pools: Vec::new() }, &flags).expect_err("not counted");
+        assert_eq!(none.kind(), StorageErrorKind::Away);
     }
 
     #[test]
