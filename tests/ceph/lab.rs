@@ -6,6 +6,7 @@ use crate::support::ceph::Cluster;
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::images::qemu_img;
 use crate::support::refusal::Refusal;
+use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
 use std::fs;
 use std::path::PathBuf;
@@ -33,7 +34,22 @@ pub(crate) fn setup(cluster: &Cluster) -> Setup {
 
 /// Such a host on a simulated libvirt.
 pub(crate) async fn host(cluster: &Cluster) -> Daemon {
-    Daemon::start(setup(cluster)).await
+    started(setup(cluster)).await
+}
+
+/// Starts a daemon, and waits until it has reached the cluster, too.
+pub(crate) async fn started(setup: Setup) -> Daemon {
+    let daemon = Daemon::start(setup).await;
+    reaches(&daemon).await;
+    daemon
+}
+
+/// Waits until a daemon has reached the cluster: it serves without one, too.
+pub(crate) async fn reaches(daemon: &Daemon) {
+    until("the daemon to reach the cluster", PATIENCE, async || {
+        daemon.api().condition("ceph").await.status.then_some(())
+    })
+    .await;
 }
 
 /// The tag for a root in this Ceph pool.

@@ -7,7 +7,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod guards;
 mod lab;
+mod life;
+mod outage;
 mod tag;
 
 use support::ceph::{Cluster, Daemon, USER};

@@ -53,7 +53,7 @@ async fn the_root_goes_where_the_tag_says_and_stays_in_its_pool_without_one() {
     let libvirtd = Libvirtd::start();
     let mut setup = setup(cluster);
     setup.uri = libvirtd.uri();
-    let daemon = Daemon::start(setup).await;
+    let daemon = started(setup).await;
     let connection = libvirtd.connect();
     let api = daemon.api();
     let at = (cluster, &connection, &api);
