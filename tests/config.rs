@@ -1,6 +1,6 @@
 //! The configuration, from outside: what is shipped, what is refused and how.
 
-use kvmlet::config::{Config, LogTarget};
+use kvmlet::config::{Config, Keyring, LogTarget, PoolBackend, RbdSettings};
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::hardware::{Accelerator, Cpu, Firmware};
 use kvmlet::model::nic::Attachment;
@@ -48,6 +48,7 @@ fn shipped_with_all_examples() -> String {
 fn the_examples_in_the_shipped_file_are_valid() {
     let config = Config::from_toml(&shipped_with_all_examples()).expect("valid");
     assert_eq!(config.networks.len(), 3);
+    assert_eq!(config.pools.len(), 3);
     assert_eq!(config.hardware_profiles.len(), 1);
     assert!(config.node.id.is_some());
     assert!(config.api.listen.is_some());
@@ -370,4 +371,167 @@ fn a_pools_images_have_no_limit_unless_one_is_given() {
         told[0].starts_with("pools[0].image_cache_max: "),
         "{told:?}"
     );
+}
+
+/// A pool of files, which is the default one, and one of Ceph with these lines more.
+fn with_rbd(lines: &str) -> String {
+    format!(
+        "[[pools]]\nname='a'\npath='/a'\ndefault=true\n\
+         [[pools]]\nname='ceph'\nkind='rbd'\n{lines}"
+    )
+}
+
+fn rbd_settings(lines: &str) -> RbdSettings {
+    let config = Config::from_toml(&with_rbd(lines)).expect("valid");
+    match &config.pools[1].backend {
+        PoolBackend::Rbd(rbd) => (**rbd).clone(),
+        PoolBackend::Qcow2 => panic!("it is of kind rbd"),
+    }
+}
+
+#[test]
+fn a_pool_on_ceph_needs_its_ceph_pools_named_and_has_the_usual_places_else() {
+    let usual = rbd_settings("image_pool='i'\ndefault_root_pool='r'\n");
+    assert_eq!(usual.conf, Path::new("/etc/ceph/ceph.conf"));
+    assert_eq!(usual.user, "kvmlet");
+    let file = Path::new("/etc/ceph/ceph.client.kvmlet.keyring").to_owned();
+    assert_eq!(usual.keyring, Keyring::File(file));
+    assert_eq!(
+        (usual.image_pool.as_str(), usual.default_root_pool.as_str()),
+        ("i", "r")
+    );
+    assert_eq!(usual.default_data_pool, "r", "as the roots");
+    assert!(usual.allowed_root_pools.is_empty());
+    assert_eq!(usual.trash_expiry, Duration::from_secs(86400));
+    let config = Config::from_toml(&with_rbd("image_pool='i'\ndefault_root_pool='r'"));
+    let pool = &config.expect("valid").pools[1];
+    assert_eq!(pool.path, Path::new("/var/lib/kvmlet/scratch/ceph"));
+    assert!(!pool.default);
+
+    let other = rbd_settings(
+        "conf='/c/x.conf'\nuser='node-7'\nimage_pool='i'\ndefault_root_pool='r'\n\
+         default_data_pool='d'\nallowed_root_pools=['r-*', 'ss?']\ntrash_expiry='90m'\n\
+         scratch='/s'",
+    );
+    assert_eq!(other.conf, Path::new("/c/x.conf"));
+    let file = Path::new("/etc/ceph/ceph.client.node-7.keyring").to_owned();
+    assert_eq!(other.keyring, Keyring::File(file), "that of its user");
+    assert_eq!(other.default_data_pool, "d");
+    assert_eq!(other.trash_expiry, Duration::from_secs(5400));
+    let allows = |name: &str| other.allowed_root_pools.iter().any(|p| p.matches(name));
+    assert!(allows("r-fast") && allows("ssd"));
+    assert!(!allows("r") && !allows("ss") && !allows("xr-fast"));
+    let credential =
+        rbd_settings("keyring_credential='ceph'\nimage_pool='i'\ndefault_root_pool='r'");
+    assert_eq!(credential.keyring, Keyring::Credential("ceph".to_owned()));
+}
+
+#[test]
+fn every_fault_of_a_pool_on_ceph_is_told_with_its_path() {
+    let lines = "\
+conf = 'ceph.conf'
+user = 'client.kvmlet'
+keyring = 'k'
+keyring_credential = '../k'
+image_pool = '-i'
+default_root_pool = 'a/b'
+default_data_pool = ''
+allowed_root_pools = ['ok-*', 'a[b', '']
+trash_expiry = '59s'
+scratch = 's'
+path = '/p'
+image_cache_max = '1 GiB'
+";
+    let faults = faults(&with_rbd(lines));
+    let name = "is not the name of a Ceph pool: 1 to 128 letters, digits, dots, underscores or \
+                hyphens, beginning with a letter, a digit or an underscore";
+    let pattern = "is not a pattern for the names of Ceph pools, such as \"vms-*\"";
+    let expected = [
+        "conf: must be absolute (line 8)".to_owned(),
+        "user: is named without \"client.\" (line 9)".to_owned(),
+        "keyring: must be absolute (line 10)".to_owned(),
+        "keyring_credential: must be 1 to 64 letters, digits, dots, underscores or hyphens (line 11)"
+            .to_owned(),
+        "keyring_credential: can't be given besides keyring (line 11)".to_owned(),
+        format!("image_pool: {name} (line 12)"),
+        format!("default_root_pool: {name} (line 13)"),
+        format!("default_data_pool: {name} (line 14)"),
+        format!("allowed_root_pools[1]: {pattern} (line 15)"),
+        format!("allowed_root_pools[2]: {pattern} (line 15)"),
+        "trash_expiry: must be 0s, or from 1m to 365d (line 16)".to_owned(),
+        "scratch: must be absolute (line 17)".to_owned(),
+    ];
+    for expected in expected {
+        let expected = format!("pools[1].{expected}");
+        assert!(
+            faults.contains(&expected),
+            "{expected} is not in {faults:#?}"
+        );
+    }
+    for key in ["path", "image_cache_max"] {
+        let unknown = format!("pools[1].{key}: unknown key (known here: ");
+        let told = faults.iter().any(|fault| fault.starts_with(&unknown));
+        assert!(told, "{unknown} is not in {faults:#?}");
+    }
+    assert_eq!(faults.len(), 14, "{faults:#?}");
+}
+
+#[test]
+fn a_pool_on_ceph_without_its_ceph_pools_is_refused() {
+    let expected = [
+        "pools[1].image_pool: is missing (line 5)",
+        "pools[1].default_root_pool: is missing (line 5)",
+    ];
+    assert_eq!(faults(&with_rbd("")), expected);
+}
+
+#[test]
+fn what_is_deleted_on_ceph_is_kept_from_a_minute_to_a_year_or_not_at_all() {
+    let expiring =
+        |text: &str| format!("image_pool='i'\ndefault_root_pool='r'\ntrash_expiry='{text}'");
+    for (text, seconds) in [("0s", 0), ("1m", 60), ("365d", 365 * 86400)] {
+        let found = rbd_settings(&expiring(text)).trash_expiry;
+        assert_eq!(found, Duration::from_secs(seconds), "{text}");
+    }
+    for (text, problem) in [
+        ("59s", "must be 0s, or from 1m to 365d"),
+        ("366d", "must be 0s, or from 1m to 365d"),
+        ("never", "is not a duration such as \"1h\" or \"7d\""),
+    ] {
+        let expected = format!("pools[1].trash_expiry: {problem} (line 10)");
+        assert_eq!(faults(&with_rbd(&expiring(text))), [expected]);
+    }
+}
+
+#[test]
+fn the_places_of_imports_into_ceph_are_no_other_pools_and_not_imported_from() {
+    let text = with_rbd("image_pool='i'\ndefault_root_pool='r'\nscratch='/a/scratch'");
+    let expected = "pools[1].scratch: overlaps with the pool \"a\" (line 10)";
+    assert_eq!(faults(&text), [expected]);
+    let text = with_rbd("image_pool='i'\ndefault_root_pool='r'\nscratch='/s'");
+    let text = format!("[images]\nallowed_dirs=['/s/in']\n{text}");
+    let told = faults(&text);
+    assert!(
+        told.len() == 1 && told[0].starts_with("images.allowed_dirs[0]: overlaps"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn an_embedded_hypervisor_can_not_have_a_pool_on_ceph() {
+    let pools = with_rbd("image_pool='i'\ndefault_root_pool='r'");
+    let text = format!("[hypervisor]\nuri='qemu:///embed?root=/x'\n{pools}");
+    assert_eq!(
+        faults(&text),
+        [
+            "pools[1].kind: can't be rbd with qemu:///embed, which keeps no secrets for Ceph (line 9)"
+        ]
+    );
+}
+
+#[test]
+fn a_pool_on_ceph_can_be_the_only_one() {
+    let text = "[[pools]]\nname='c'\nkind='rbd'\nimage_pool='i'\ndefault_root_pool='r'";
+    let config = Config::from_toml(text).expect("valid");
+    assert_eq!(config.default_pool().name, "c");
 }

@@ -258,6 +258,9 @@ pub struct PlanItem {
     pub id: String,
     /// The pool it is in.
     pub pool: String,
+    /// The Ceph pool of a volume, if its pool is made of such.
+    #[serde(default)]
+    pub ceph_pool: Option<String>,
     /// Its size.
     pub size: Bytes,
     /// When, if not by the operation itself.

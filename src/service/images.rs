@@ -380,6 +380,9 @@ async fn decide_delete(
         Claim::Repeat(known) => return Ok(known),
         Claim::Fresh(guard) => guard,
     };
+    core.images.get(id)?;
+    // Asked before anything is locked: a cluster that hangs holds up nobody else.
+    let clones = clones(core, id).await;
     // No other operation on an image begins while this one is decided on.
     let _images = core.images.admission.lock().await;
     let image = core.images.get(id)?;
@@ -403,7 +406,7 @@ async fn decide_delete(
     operation.image_id = Some(id);
     // No VM is admitted while the image is looked at and marked.
     let admission = core.vms.admission.lock().await;
-    let users: Vec<String> = core
+    let mut users: Vec<String> = core
         .vms
         .list()
         .iter()
@@ -412,6 +415,9 @@ async fn decide_delete(
         .filter(|volume| volume.image_id == Some(id))
         .map(|volume| volume.id.to_string())
         .collect();
+    if users.is_empty() {
+        users = clones?;
+    }
     if !users.is_empty() {
         return Err(Fault::new(
             Reason::ImageInUse,
@@ -456,6 +462,26 @@ async fn decide_delete(
             Err(fault)
         }
     }
+}
+
+/// The volumes in shared pools that are made from an image: of other hosts, too.
+async fn clones(core: &Core, id: ImageId) -> Result<Vec<String>, Fault> {
+    let mut clones = Vec::new();
+    let shared = core
+        .pools
+        .all()
+        .iter()
+        .filter(|entry| entry.pool.is_shared());
+    for entry in shared {
+        let found = core
+            .pools
+            .call(entry.pool.name(), move |pool, _| match pool.image(id)? {
+                Some(_) => pool.volumes_on(id),
+                None => Ok(Vec::new()),
+            });
+        clones.extend(found.await?.iter().map(ToString::to_string));
+    }
+    Ok(clones)
 }
 
 /// Runs the plan of an image's operation on a task of its own.

@@ -47,7 +47,7 @@ pub struct PoolEntry {
     pub pool: Arc<dyn Pool>,
     /// Whether VMs are created here unless another pool is named.
     pub default: bool,
-    measured: Mutex<Measured>,
+    measured: Arc<Mutex<Measured>>,
     /// The records say that something is in it.
     used: AtomicBool,
 }
@@ -83,7 +83,7 @@ impl Pools {
                 }
             },
             default: settings.default,
-            measured: Mutex::default(),
+            measured: Arc::default(),
             used: AtomicBool::new(false),
         };
         Self {
@@ -154,10 +154,18 @@ impl Pools {
             )
             .with("pool", name)
         })?;
-        if let Some(trouble) = entry.spared() {
+        if let Some(trouble) = spared(&entry.measured, entry.pool.is_shared()) {
             return Err(trouble);
         }
-        self.ask(entry, work, deadline, task, call).await
+        let measured = entry.measured.clone();
+        self.ask(entry, work, deadline, task, move |pool, task| {
+            // Those that waited for their turn must not wait in vain after that.
+            match spared(&measured, pool.is_shared()) {
+                Some(trouble) => Ok(Err(trouble)),
+                None => call(pool, task).map(Ok),
+            }
+        })
+        .await?
     }
 
     /// Makes a call to a pool, also to one that is known to be away.
@@ -430,6 +438,16 @@ fn not_mounted(name: &str) -> Fault {
     .with("pool", name)
 }
 
+/// Why a pool is not asked now: it was away a moment ago, and whoever asks it would
+/// wait in vain. [`Pools::await_return`] sees when it is back.
+fn spared(measured: &Mutex<Measured>, shared: bool) -> Option<Fault> {
+    let measured = measured.lock().unwrap_or_else(PoisonError::into_inner);
+    let recent = measured.seen.is_some_and(|seen| seen.elapsed() < SPARED);
+    let away = |trouble: &&Fault| matches!(trouble.reason, Reason::PoolAway | Reason::PoolDenied);
+    let trouble = measured.trouble.as_ref().filter(away)?;
+    (shared && recent).then(|| trouble.clone())
+}
+
 impl PoolEntry {
     /// What was last measured of it.
     pub fn measured(&self) -> Measured {
@@ -448,17 +466,6 @@ impl PoolEntry {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Measured> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why it is not asked now: it was away a moment ago, and whoever asks it would
-    /// wait in vain. [`Pools::await_return`] sees when it is back.
-    fn spared(&self) -> Option<Fault> {
-        let measured = self.lock();
-        let recent = measured.seen.is_some_and(|seen| seen.elapsed() < SPARED);
-        let away =
-            |trouble: &&Fault| matches!(trouble.reason, Reason::PoolAway | Reason::PoolDenied);
-        let trouble = measured.trouble.as_ref().filter(away)?;
-        (self.pool.is_shared() && recent).then(|| trouble.clone())
     }
 
     /// Notes why it can't be used.

@@ -65,7 +65,7 @@ pub async fn rebuild(core: &Arc<Core>, domains: &HashMap<VmId, DomainState>) -> 
         .flat_map(|vm| &vm.volumes)
         .map(|volume| volume.pool.clone())
         .collect();
-    let (pools, unread) = read_pools(core, &used).await;
+    let (pools, unread) = read_pools(core, &used, &bases(&vms)).await;
     for vm in &mut vms {
         compare_volumes(vm, &pools);
     }
@@ -121,6 +121,8 @@ pub async fn read_pools_later(core: Arc<Core>) {
         }
         let mut still = Vec::new();
         let mut pools = Vec::new();
+        let views = core.vms.list();
+        let recorded: Vec<Vm> = views.iter().filter_map(|view| view.vm.clone()).collect();
         for name in &unread_pools {
             let usable = core.pools.get(name).map(|entry| entry.measured());
             match usable {
@@ -129,7 +131,7 @@ pub async fn read_pools_later(core: Arc<Core>) {
                 Some(measured) if measured.trouble.is_some() || measured.usage.is_none() => {
                     still.push(name.clone());
                 }
-                Some(_) => match contents(&core, name).await {
+                Some(_) => match contents(&core, name, bases(&recorded)).await {
                     Ok(contents) => pools.push(contents),
                     Err(_) => still.push(name.clone()),
                 },
@@ -277,16 +279,31 @@ fn covers(whole: &Value, part: &Value) -> bool {
     }
 }
 
-/// What is in each pool that can be read, and the names of those that can't.
-async fn read_pools(core: &Core, used: &HashSet<String>) -> (Vec<Contents>, Vec<String>) {
+/// The images that the VMs' volumes are made from.
+fn bases(vms: &[Vm]) -> HashSet<ImageId> {
+    let volumes = vms.iter().flat_map(|vm| &vm.volumes);
+    volumes.filter_map(|volume| volume.image_id).collect()
+}
+
+/// What is in each pool that can be read, and the names of those that can't. Of a
+/// shared pool only `bases` are looked for: what else is in it, other hosts may have
+/// made, and a host that is new has lost nothing.
+async fn read_pools(
+    core: &Core,
+    used: &HashSet<String>,
+    bases: &HashSet<ImageId>,
+) -> (Vec<Contents>, Vec<String>) {
     let (mut read, mut unread) = (Vec::new(), Vec::new());
     for entry in core.pools.all() {
         let name = entry.pool.name();
+        if entry.pool.is_shared() && bases.is_empty() {
+            continue;
+        }
         let made = core.pools.call(name, |pool, _| Ok(pool.is_made())).await;
         match made {
             // It was never used, and is made when this is over.
             Ok(false) if !used.contains(name) => {}
-            Ok(true) => match contents(core, name).await {
+            Ok(true) => match contents(core, name, bases.clone()).await {
                 Ok(contents) => read.push(contents),
                 Err(_) => unread.push(name.to_owned()),
             },
@@ -296,14 +313,21 @@ async fn read_pools(core: &Core, used: &HashSet<String>) -> (Vec<Contents>, Vec<
     (read, unread)
 }
 
-async fn contents(core: &Core, name: &str) -> Result<Contents, Fault> {
+async fn contents(core: &Core, name: &str, bases: HashSet<ImageId>) -> Result<Contents, Fault> {
     core.pools
-        .call(name, |pool, _| {
+        .call(name, move |pool, _| {
             let mut contents = Contents {
                 pool: pool.name().to_owned(),
                 volumes: HashMap::new(),
                 images: Vec::new(),
             };
+            if pool.is_shared() {
+                for id in bases {
+                    let file = pool.image(id)?;
+                    contents.images.extend(file.map(|file| (id, file, None)));
+                }
+                return Ok(contents);
+            }
             for entry in pool.entries()? {
                 match entry.kind {
                     EntryKind::Volume(id) => {

@@ -1,5 +1,5 @@
-//! The cluster that the tests on Ceph stand on: that it is one, and that it
-//! breaks as they say.
+//! The daemon with Ceph, on a real cluster and a simulated libvirt; and the cluster
+//! itself: that it is one, and that it breaks as these tests say.
 
 // Clippy knows `#[test]`s, but not what they share.
 #![allow(clippy::unwrap_used)]
@@ -9,6 +9,12 @@ mod contract;
 mod contract_cases;
 #[path = "../support/mod.rs"]
 mod support;
+
+mod guards;
+mod lab;
+mod life;
+mod outage;
+mod tag;
 
 use support::ceph::{Cluster, Daemon, USER};
 

@@ -165,6 +165,7 @@ fn plan(plan: &Plan) -> wire::Plan {
                 kind: item.kind.clone(),
                 id: item.id.clone(),
                 pool: item.pool.clone(),
+                ceph_pool: item.ceph_pool.clone().unwrap_or_default(),
                 size_bytes: item.size.get(),
                 time: item.time.map(timestamp),
                 description: item.description.clone(),

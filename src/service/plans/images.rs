@@ -2,13 +2,14 @@
 //! every pool.
 
 use crate::journal::Batch;
+use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
 use crate::model::image::Image;
 use crate::model::reason::Reason;
 use crate::model::request::ImportImage;
 use crate::service::core::Core;
-use crate::service::fault::{chain, from_source, internal};
+use crate::service::fault::{chain, from_gate_storage, from_source, from_storage, internal};
 use crate::service::gate::Lane;
 use crate::service::image_cache;
 use crate::service::plan::{self, Plan, Run, Step, Undone};
@@ -21,6 +22,10 @@ use async_trait::async_trait;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Disks are whole sectors.
+const SECTOR: Bytes = Bytes(512);
+/// How long removing a copy of a source may take.
+const DISCARD: Duration = Duration::from_secs(60);
 /// How long an import may take in all.
 const IMPORT: Duration = Duration::from_secs(24 * 3600);
 
@@ -82,22 +87,28 @@ impl Step for FetchSource {
     /// The fetched copy lives with the process; the image itself is what lasts.
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.image.id;
-        let found = run
+        let (found, shared) = run
             .core
             .pools
-            .call(&self.image.pool, move |pool, _| pool.image(id))
+            .call(&self.image.pool, move |pool, _| {
+                Ok((pool.image(id)?.is_some(), pool.is_shared()))
+            })
             .await?;
-        if found.is_some() && self.image.source_sha256.is_empty() {
-            // This import has not come so far as to make it, so what is in it is
-            // not known.
-            return Err(Fault::new(
-                Reason::ImageExists,
-                "the pool has a file of this image that is in no record",
-            )
-            .with("image_id", id)
-            .with("field", "image_id"));
+        if !found || !self.image.source_sha256.is_empty() {
+            return Ok(found);
         }
-        Ok(found.is_some())
+        if shared {
+            // Another host made it. The source is checked all the same, and compared.
+            return Ok(false);
+        }
+        // This import has not come so far as to make it, so what is in it is not
+        // known.
+        Err(Fault::new(
+            Reason::ImageExists,
+            "the pool has a file of this image that is in no record",
+        )
+        .with("image_id", id)
+        .with("field", "image_id"))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
@@ -123,7 +134,7 @@ impl Step for FetchSource {
                 policy.fetch(&request, pool.scratch(), &task)
             })
             .await
-            .map_err(|error| crate::service::fault::from_gate_storage(error, &self.image.pool))?;
+            .map_err(|error| from_gate_storage(error, &self.image.pool))?;
         match answer {
             Ok(source) => {
                 *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
@@ -143,15 +154,26 @@ impl Step for FetchSource {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
         );
-        let id = self.image.id;
-        run.core
-            .pools
-            .call(&self.image.pool, move |pool, _| {
-                source::discard(pool.scratch(), id)
-            })
-            .await?;
+        drop_source(run, &self.image).await?;
         Ok(Undone::Nothing)
     }
+}
+
+/// Removes the copy of an image's source. It is on this host: a cluster that is away
+/// is no obstacle.
+async fn drop_source(run: &Run, image: &Image) -> Result<(), Fault> {
+    let (id, name) = (image.id, &image.pool);
+    let pool = run.core.pools.named(name, "pool")?.pool.clone();
+    let discarded = run.core.gate.run(Lane::Storage, DISCARD, move || {
+        source::discard(pool.scratch(), id)
+    });
+    discarded
+        .await
+        .map_err(|error| from_gate_storage(error, name))?
+        .map_err(|error| {
+            tracing::warn!(image_id = %id, error = chain(&error), "a copy can't be removed");
+            from_storage(&error, name)
+        })
 }
 
 /// Makes the pool's own image of the checked source.
@@ -159,6 +181,28 @@ struct ConvertImage {
     image: Image,
     fetched: Arc<Mutex<Option<CheckedSource>>>,
     made: Made,
+}
+
+impl ConvertImage {
+    /// Compares what another host has made under the image's id with the source that
+    /// was fetched for it, whose checksum it returns: as far as can be told without
+    /// reading both.
+    fn compare(&self, there: ImageFile) -> Result<Option<String>, Fault> {
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        // It is not needed after this.
+        let Some(source) = fetched.take() else {
+            return Ok(None);
+        };
+        if source.virtual_size().round_up(SECTOR) != Some(there.virtual_size) {
+            return Err(Fault::new(
+                Reason::ImageExists,
+                "the pool has another image under this id: it is not as large as the source",
+            )
+            .with("image_id", self.image.id)
+            .with("field", "source"));
+        }
+        Ok(Some(source.sha256().to_owned()))
+    }
 }
 
 #[async_trait]
@@ -174,10 +218,12 @@ impl Step for ConvertImage {
             .pools
             .call(&self.image.pool, move |pool, _| pool.image(id))
             .await?;
-        if let Some(file) = found {
-            *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some((file, None));
-        }
-        Ok(found.is_some())
+        let Some(file) = found else {
+            return Ok(false);
+        };
+        let sha256 = self.compare(file)?;
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some((file, sha256));
+        Ok(true)
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
@@ -210,7 +256,7 @@ impl Step for ConvertImage {
             .gate
             .run(lane, IMPORT, move || pool.put_image(id, &source, &task))
             .await
-            .map_err(|error| crate::service::fault::from_gate_storage(error, &self.image.pool))?;
+            .map_err(|error| from_gate_storage(error, &self.image.pool))?;
         match answer {
             Ok(file) => {
                 *self.made.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -223,7 +269,7 @@ impl Step for ConvertImage {
                     StorageErrorKind::ToolFailed | StorageErrorKind::BadImage(_) => {
                         from_source(&error)
                     }
-                    _ => crate::service::fault::from_storage(&error, &self.image.pool),
+                    _ => from_storage(&error, &self.image.pool),
                 })
             }
         }
@@ -235,14 +281,14 @@ impl Step for ConvertImage {
             // It was not begun: a file that is there is not this import's.
             return Ok(Undone::Nothing);
         }
+        if (run.core.pools.named(&self.image.pool, "pool")?.pool).is_shared() {
+            // What is whole may be in use by another host that imported it too; what
+            // is not was removed by who made it.
+            return Ok(Undone::Nothing);
+        }
         run.core
             .pools
             .call(&self.image.pool, move |pool, _| {
-                if pool.is_shared() {
-                    // What is whole may be in use by another host that imported it too;
-                    // what is not was removed by who made it.
-                    return Ok(Undone::Nothing);
-                }
                 let there = pool.image(id)?.is_some();
                 pool.delete_image(id)?;
                 Ok(if there {
@@ -271,13 +317,7 @@ impl Step for DropSource {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let id = self.image.id;
-        run.core
-            .pools
-            .call(&self.image.pool, move |pool, _| {
-                source::discard(pool.scratch(), id)
-            })
-            .await
+        drop_source(run, &self.image).await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {

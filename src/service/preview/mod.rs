@@ -130,6 +130,7 @@ pub fn delete_image(image: &Image, pools: &[String]) -> Plan {
             kind: "image".to_owned(),
             id: image.id.to_string(),
             pool: pool.clone(),
+            ceph_pool: None,
             size: image.actual_size,
             time: None,
             description: format!("image {}", image.name),
@@ -201,6 +202,7 @@ fn item(action: PlanAction, kind: &str, vm: &Vm, description: String) -> PlanIte
         kind: kind.to_owned(),
         id: vm.id.to_string(),
         pool: String::new(),
+        ceph_pool: None,
         size: Bytes::ZERO,
         time: None,
         description,
@@ -208,16 +210,21 @@ fn item(action: PlanAction, kind: &str, vm: &Vm, description: String) -> PlanIte
 }
 
 fn volume_item(action: PlanAction, volume: &Volume, time: Option<Timestamp>) -> PlanItem {
+    let mut description = match volume.image_id {
+        Some(image) => format!("{}, from image {image}", volume.name),
+        None => volume.name.clone(),
+    };
+    if let Some(ceph_pool) = &volume.ceph_pool {
+        description.push_str(&format!(", in the Ceph pool {ceph_pool}"));
+    }
     PlanItem {
         action,
         kind: "volume".to_owned(),
         id: volume.id.to_string(),
         pool: volume.pool.clone(),
+        ceph_pool: volume.ceph_pool.clone(),
         size: volume.size,
         time,
-        description: match volume.image_id {
-            Some(image) => format!("{}, from image {image}", volume.name),
-            None => volume.name.clone(),
-        },
+        description,
     }
 }

@@ -41,6 +41,7 @@ pub(super) fn replace(plan: &mut Plan, vm: &Vm, operation: &Operation, beyond: B
             kind: "image".to_owned(),
             id: image.id.to_string(),
             pool: new_root.pool.clone(),
+            ceph_pool: None,
             size: image.actual_size,
             time: None,
             description: format!("image {}, copied from pool {}", image.name, image.pool),

@@ -93,15 +93,7 @@ impl Trashed {
 /// `ceph df detail`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Df {
-    pub(super) stats: DfTotal,
     pub(super) pools: Vec<DfPool>,
-}
-
-/// The figures of the whole cluster; bytes.
-#[derive(Debug, Deserialize)]
-pub(super) struct DfTotal {
-    pub(super) total_bytes: u64,
-    pub(super) total_avail_bytes: u64,
 }
 
 /// A pool of `ceph df detail`.
@@ -116,14 +108,14 @@ pub(super) struct DfPool {
 pub(super) struct DfStats {
     pub(super) stored: u64,
     pub(super) max_avail: u64,
-    #[serde(default)]
-    pub(super) quota_bytes: u64,
 }
 
 /// One of `ceph osd pool ls detail`.
 #[derive(Debug, Deserialize)]
 pub(super) struct PoolFlags {
     pub(super) pool_name: String,
+    #[serde(default)]
+    pub(super) quota_max_bytes: u64,
     flags_names: String,
 }
 

@@ -5,7 +5,7 @@
 //! text of theirs has to be understood. The user's key is never on a command line:
 //! they read it from its file.
 
-use super::answers::{Df, DfStats, PoolFlags};
+use super::answers::{Df, PoolFlags};
 use crate::model::bytes::Bytes;
 use crate::model::volume::{CephAccess, CephMonitor};
 use crate::storage::command::{Finished, run};
@@ -203,28 +203,7 @@ impl Cluster {
         let df: Df = read("ceph df", &ceph(&["df", "detail"])?)?;
         let flags: Vec<PoolFlags> =
             read("ceph osd pool ls", &ceph(&["osd", "pool", "ls", "detail"])?)?;
-        if df.stats.total_bytes == 0 {
-            return Err(StorageError::new(
-                StorageErrorKind::Away,
-                "the cluster has not counted its space yet",
-            ));
-        }
-        // A new pool is in the map at once, and has figures when the manager has
-        // counted it.
-        let counted = |name: &str| df.pools.iter().find(|pool| pool.name == name);
-        let unknown = DfStats {
-            stored: 0,
-            max_avail: df.stats.total_avail_bytes,
-            quota_bytes: 0,
-        };
-        let state = flags
-            .iter()
-            .map(|pool| {
-                let stats = counted(&pool.pool_name).map_or(&unknown, |pool| &pool.stats);
-                (pool.pool_name.clone(), judge(stats, pool))
-            })
-            .collect();
-        let state = Arc::new(PoolsState(state));
+        let state = Arc::new(PoolsState(figures(&df, &flags)?));
         let mut known = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         *known = Some((Instant::now(), state.clone()));
         Ok(state)
@@ -317,29 +296,46 @@ impl Cluster {
     }
 }
 
-/// What a pool's figures and flags come to.
-fn judge(stats: &DfStats, flags: &PoolFlags) -> (PoolUsage, CephPoolState) {
-    let quota = Some(stats.quota_bytes).filter(|&quota| quota > 0);
-    let left = quota.map_or(u64::MAX, |quota| quota.saturating_sub(stats.stored));
-    let full = flags.has("full") || flags.has("full_quota") || left == 0;
-    let state = if full {
-        CephPoolState::Full
-    } else if flags.has("nearfull") || flags.has("backfillfull") {
-        CephPoolState::NearFull
-    } else {
-        CephPoolState::Ready
-    };
-    let capacity = stats.stored.saturating_add(stats.max_avail);
-    let usage = PoolUsage {
-        capacity: Bytes(quota.map_or(capacity, |quota| quota.min(capacity))),
-        free: if full {
-            Bytes::ZERO
+/// The figures of each pool. Which there are, the monitors know at once; what is in a
+/// new one, the manager counts a moment later.
+fn figures(
+    df: &Df,
+    flags: &[PoolFlags],
+) -> Result<BTreeMap<String, (PoolUsage, CephPoolState)>, StorageError> {
+    // Of one that is not counted yet: all have the same disks, as a rule.
+    let uncounted = df.pools.iter().map(|pool| pool.stats.max_avail).max();
+    let figure = |pool: &PoolFlags| {
+        let counted = df.pools.iter().find(|df| df.name == pool.pool_name);
+        let (stored, max_avail) = match counted {
+            Some(df) => (df.stats.stored, df.stats.max_avail),
+            None => (0, uncounted?),
+        };
+        let quota = Some(pool.quota_max_bytes).filter(|&quota| quota > 0);
+        let left = quota.map_or(u64::MAX, |quota| quota.saturating_sub(stored));
+        let full = pool.has("full") || pool.has("full_quota") || pool.has("full_no_quota");
+        let state = if full || left == 0 {
+            CephPoolState::Full
+        } else if pool.has("nearfull") || pool.has("backfillfull") {
+            CephPoolState::NearFull
         } else {
-            Bytes(stats.max_avail.min(left))
-        },
-        near_full: state == CephPoolState::NearFull,
+            CephPoolState::Ready
+        };
+        let capacity = stored.saturating_add(max_avail);
+        let usage = PoolUsage {
+            capacity: Bytes(quota.map_or(capacity, |quota| quota.min(capacity))),
+            free: match state {
+                CephPoolState::Full => Bytes::ZERO,
+                _ => Bytes(max_avail.min(left)),
+            },
+            near_full: state == CephPoolState::NearFull,
+        };
+        Some((pool.pool_name.clone(), (usage, state)))
     };
-    (usage, state)
+    let figures: Option<BTreeMap<_, _>> = flags.iter().map(figure).collect();
+    figures.ok_or_else(|| {
+        let message = "the cluster has not counted its space yet";
+        StorageError::new(StorageErrorKind::Away, message)
+    })
 }
 
 pub(super) fn words(words: &[&str]) -> Vec<OsString> {
@@ -481,6 +477,29 @@ mod tests {
         ] {
             assert_eq!(read_monitors(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_pool_that_is_not_counted_yet_is_there() {
+        let df = r#"{"pools": [{"name": "a", "stats": {"stored": 5, "max_avail": 90}}]}"#;
+        let flags = r#"[
+            {"pool_name": "a", "flags_names": "hashpspool,nearfull", "quota_max_bytes": 0},
+            {"pool_name": "new", "flags_names": "hashpspool", "quota_max_bytes": 40}
+        ]"#;
+        let flags: Vec<PoolFlags> = serde_json::from_str(flags).expect("as Ceph prints it");
+        let found = figures(&serde_json::from_str(df).expect("so too"), &flags).expect("counted");
+        let (a, state) = found["a"];
+        assert_eq!(
+            (a.capacity, a.free, state),
+            (Bytes(95), Bytes(90), CephPoolState::NearFull)
+        );
+        let (new, state) = found["new"];
+        assert_eq!(
+            (new.capacity, new.free, state),
+            (Bytes(40), Bytes(40), CephPoolState::Ready)
+        );
+        let none = figures(&Df { pools: Vec::new() }, &flags).expect_err("not counted");
+        assert_eq!(none.kind(), StorageErrorKind::Away);
     }
 
     #[test]

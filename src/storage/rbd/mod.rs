@@ -228,6 +228,17 @@ impl Pool for RbdPool {
             // The monitors answer for OSDs that hang.
             self.cluster.reach(name)?;
         }
+        let mut pools = [
+            &self.spec.image_pool,
+            &self.spec.root_pool,
+            &self.spec.data_pool,
+        ];
+        pools.sort_unstable();
+        for pool in pools.chunk_by(|a, b| a == b).map(|same| same[0]) {
+            // The monitors have answered; that this is not there, an OSD tells.
+            let probe = format!("{pool}/{}probe", self.temporary());
+            self.cluster.rbd_json::<Info>(pool, &["info", &probe])?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,163 @@
+//! What is in use in a cluster is not removed and not started, and whoever asks is
+//! told by whom it is used.
+
+use crate::lab::*;
+use crate::support::PATIENCE;
+use crate::support::refusal::Refusal;
+use crate::support::until;
+use kvmlet::proto::v1::*;
+use tonic::Code;
+
+/// Asks for the end of a VM for good, and lets what uses its root be for as long as
+/// it takes to be told of it.
+async fn not_expunged(daemon: &crate::support::daemon::Daemon, vm: &Vm) -> Refusal {
+    let api = daemon.api();
+    api.delete(&vm.id).await;
+    let refusal = api.expunge(&vm.id).await.expect_err("its root is in use");
+    let expected = (Code::FailedPrecondition, "VOLUME_IN_USE", vec![]);
+    assert_eq!(refusal.brief(), expected, "{refusal:?}");
+    assert!(is_in(shared(), "vms", &vm.root_volume_id));
+    refusal
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_with_a_snapshot_or_a_clone_is_not_expunged() {
+    let cluster = shared();
+    let daemon = host(cluster).await;
+    let api = daemon.api();
+    let image = image_on_ceph(&daemon).await;
+    let vm = api.made(on_ceph(&image)).await;
+    let root = format!("vms/vol-{}", vm.root_volume_id);
+    let (snapshot, clone) = (format!("{root}@friday"), format!("data/{}", vm.id));
+    cluster.rbd(&["snap", "create", "--no-progress", &snapshot]);
+    cluster.rbd(&[
+        "clone",
+        "--rbd-default-clone-format",
+        "2",
+        &snapshot,
+        &clone,
+    ]);
+    let refusal = not_expunged(&daemon, &vm).await;
+    let used_by = &refusal.metadata["used_by"];
+    assert!(used_by.contains("friday"), "{refusal:?}");
+    assert!(used_by.contains(&clone), "{refusal:?}");
+    assert!(refusal.message.contains(&clone), "{refusal:?}");
+
+    cluster.rbd(&["rm", "--no-progress", &clone]);
+    cluster.rbd(&["snap", "rm", "--no-progress", &snapshot]);
+    api.expunge(&vm.id).await.expect("nothing uses it any more");
+    assert!(!is_in(cluster, "vms", &vm.root_volume_id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_another_client_has_open_is_not_expunged() {
+    let cluster = shared();
+    let daemon = host(cluster).await;
+    let api = daemon.api();
+    let image = image_on_ceph(&daemon).await;
+    let vm = api.made(on_ceph(&image)).await;
+    let watcher = cluster.watch(&format!("vms/vol-{}", vm.root_volume_id));
+    let refusal = not_expunged(&daemon, &vm).await;
+    assert!(
+        refusal.metadata["used_by"].contains(watcher.address()),
+        "{refusal:?}"
+    );
+    drop(watcher);
+    api.expunge(&vm.id).await.expect("nothing uses it any more");
+    assert!(!is_in(cluster, "vms", &vm.root_volume_id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_it_meanwhile_does_not_keep_a_volume_from_being_expunged() {
+    let cluster = shared();
+    let daemon = host(cluster).await;
+    let api = daemon.api();
+    let image = image_on_ceph(&daemon).await;
+    let vm = api.made(on_ceph(&image)).await;
+    let root = format!("vms/vol-{}", vm.root_volume_id);
+    let watcher = cluster.watch(&root);
+    api.delete(&vm.id).await;
+    let request = ExpungeVmRequest {
+        vm_id: vm.id.clone(),
+        ..Default::default()
+    };
+    let begun = api.vms().expunge_vm(request).await.unwrap().into_inner();
+    until("the volume to be found in use", PATIENCE, async || {
+        let tried = daemon
+            .log()
+            .lines()
+            .any(|line| line.contains("pool call failed") && line.contains(&vm.root_volume_id));
+        tried.then_some(())
+    })
+    .await;
+    // Killed, it is known to the cluster for half a minute.
+    watcher.kill9();
+    let ended = api.ended(&begun.id).await;
+    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
+    assert!(!is_in(cluster, "vms", &vm.root_volume_id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_is_not_started_while_another_client_has_its_root_open() {
+    let cluster = shared();
+    let daemon = host(cluster).await;
+    let api = daemon.api();
+    let image = image_on_ceph(&daemon).await;
+    let vm = api.made(on_ceph(&image)).await;
+    let watcher = cluster.watch(&format!("vms/vol-{}", vm.root_volume_id));
+    let refusal = api.start(&vm.id).await.expect_err("its root is open");
+    let expected = (Code::FailedPrecondition, "VOLUME_IN_USE", vec![]);
+    assert_eq!(refusal.brief(), expected, "{refusal:?}");
+    assert!(
+        refusal.metadata["used_by"].contains(watcher.address()),
+        "{refusal:?}"
+    );
+    assert!(refusal.message.contains(watcher.address()), "{refusal:?}");
+    assert_eq!(refusal.metadata["volume_id"], vm.root_volume_id);
+    assert_eq!(api.state(&vm.id).await, VmState::Stopped);
+    // Nor by a desired state, nor after a replacement of another's root.
+    let on = SetVmPowerStateRequest {
+        vm_id: vm.id.clone(),
+        power_state: PowerState::On as i32,
+        ..Default::default()
+    };
+    let answer = api.vms().set_vm_power_state(on).await;
+    let refusal = api.outcome(answer).await.expect_err("its root is open");
+    assert_eq!(refusal.reason, "VOLUME_IN_USE");
+    drop(watcher);
+    api.start(&vm.id)
+        .await
+        .expect("nobody has it open any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_is_open_elsewhere_is_not_started_by_a_revert_and_the_new_one_stays() {
+    let cluster = shared();
+    let daemon = host(cluster).await;
+    let api = daemon.api();
+    let image = image_on_ceph(&daemon).await;
+    let vm = api.made(on_ceph(&image)).await;
+    let replace = ReplaceRootVolumeRequest {
+        vm_id: vm.id.clone(),
+        image_id: image.clone(),
+        system_tags: tag("vms-fast"),
+        ..Default::default()
+    };
+    let replaced = api.replaced(replace).await;
+    let watcher = cluster.watch(&format!("vms/vol-{}", vm.root_volume_id));
+    let revert = RevertRootVolumeRequest {
+        vm_id: vm.id.clone(),
+        start_after: true,
+        ..Default::default()
+    };
+    let answer = api.vms().revert_root_volume(revert.clone()).await;
+    let refusal = api.outcome(answer).await.expect_err("the old root is open");
+    assert_eq!(refusal.reason, "VOLUME_IN_USE", "{refusal:?}");
+    assert!(refusal.metadata["used_by"].contains(watcher.address()));
+    let after = api.vm(&vm.id).await.unwrap();
+    assert_eq!(after.root_volume_id, replaced.root_volume_id);
+    assert_eq!(after.state(), VmState::Stopped);
+    drop(watcher);
+    api.done(api.vms().revert_root_volume(revert).await).await;
+    assert_eq!(api.state(&vm.id).await, VmState::Running);
+}
