@@ -48,11 +48,12 @@ pub enum Depth {
     /// After each side effect, and inside steps that have two.
     Representative,
     /// What a cluster shows that files don't, because every question to it starts a
-    /// program: all points of doing; undoing once from each step, with all its points
-    /// from the last one, which goes through those of all others; no answer from the
-    /// steps that make or remove something in the cluster; cancelled inside them.
-    /// That libvirt is away, or that a step is cancelled at its ends, has nothing to
-    /// do with where volumes are.
+    /// program: killed as in the representative part (nothing is done between a
+    /// point `after` or `undone` and the next one's `before` or `undo`); undoing once
+    /// from each step, and killed at its points from the last one, which goes through
+    /// those of all others; no answer from the steps that make or remove something in
+    /// the cluster; cancelled inside them. That libvirt is away, or that a step is
+    /// cancelled at its ends, has nothing to do with where volumes are.
     Cluster,
 }
 
@@ -165,8 +166,7 @@ impl<'a> Matrix<'a> {
     }
 
     fn counts(&self, point: &str) -> bool {
-        self.depth != Depth::Representative
-            || !(point.ends_with(".before") || point.ends_with(".undo"))
+        self.depth == Depth::Every || !(point.ends_with(".before") || point.ends_with(".undo"))
     }
 
     /// What holds after every case.

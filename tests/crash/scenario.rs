@@ -106,12 +106,12 @@ impl Scenario {
         Self::ChangeHardware,
     ];
 
-    /// Those that touch the storage of VMs and images.
+    /// Those that touch the storage of VMs and images. Deleting for good is stopping
+    /// and expunging; a root is replaced without power as with it.
     pub const ON_CEPH: &[Self] = &[
         Self::ReplaceRoot,
         Self::Create,
         Self::RevertRoot,
-        Self::DeleteForGood,
         Self::Import,
         Self::Expunge,
         Self::Recover,
