@@ -29,6 +29,7 @@ mod scenario;
 mod sequences;
 mod shape;
 mod stage;
+mod writers;
 
 use libtest_mimic::{Arguments, Trial};
 use matrix::{Depth, Matrix, Tally};
@@ -95,6 +96,19 @@ fn main() -> ExitCode {
                 Matrix::run(&mut stage, *scenario, Depth::Cluster).await
             });
             add(&total, &format!("{scenario:?}, Ceph"), tally);
+            Ok(())
+        }));
+    }
+    for (number, work) in writers::Work::ALL.into_iter().enumerate() {
+        let cluster = Arc::clone(&cluster);
+        let name = format!("ceph::writer_killed_with_the_agent::{work:?}");
+        trials.push(Trial::test(name, move || {
+            Runtime::new().unwrap().block_on(async {
+                let cluster = cluster.get_or_init(Cluster::start);
+                let number = Scenario::ON_CEPH.len() + number;
+                let mut stage = Stage::ceph(cluster, number).await;
+                writers::killed_with_the_agent(&mut stage, cluster, work).await;
+            });
             Ok(())
         }));
     }

@@ -379,12 +379,22 @@ scratch = "{scratch}"
     /// Opens an image (`pool/name`) for writing, as a QEMU on another host would
     /// have it.
     pub fn watch(&self, image: &str) -> Watcher {
+        self.client(image, "watch")
+    }
+
+    /// The same, with the lock of who writes to it: as one of the tools that is
+    /// writing.
+    pub fn lock(&self, image: &str) -> Watcher {
+        self.client(image, "lock")
+    }
+
+    fn client(&self, image: &str, how: &str) -> Watcher {
         // Not by a wrapper: it is killed itself. Its input ends with this process.
         #[allow(clippy::disallowed_methods)] // a test has its own clients
         let mut python = Command::new("/usr/bin/python3");
         python.args(["-c", WATCH]);
         python.arg(self.conf()).arg(self.keyring()).arg(USER);
-        python.args(image.split('/'));
+        python.args(image.split('/')).arg(how);
         let mut process = python
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -418,9 +428,11 @@ impl Drop for Cluster {
 /// Opens an image, tells its own address, and closes when its input ends.
 const WATCH: &str = r#"
 import sys, rados, rbd
-conf, keyring, user, pool, image = sys.argv[1:]
+conf, keyring, user, pool, image, how = sys.argv[1:]
 with rados.Rados(conffile=conf, name=user, conf={"keyring": keyring}) as cluster:
     with cluster.open_ioctx(pool) as pool, rbd.Image(pool, image) as image:
+        if how == "lock":
+            image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
         address = [w["addr"] for w in image.watchers_list() if w["id"] == cluster.get_instance_id()]
         print(address[0], flush=True)
         sys.stdin.read()
