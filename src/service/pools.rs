@@ -267,6 +267,22 @@ impl Pools {
         }
     }
 
+    /// Waits until a cluster that was found away is back. False if the agent stops.
+    pub async fn until_back(&self, name: &str, stopping: &CancellationToken) -> bool {
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return false,
+                () = tokio::time::sleep(RETURN) => {}
+            }
+            let away = self
+                .get(name)
+                .is_some_and(|entry| entry.measured().trouble.is_some());
+            if !away {
+                return true;
+            }
+        }
+    }
+
     /// One pool that hangs holds up no other.
     async fn look(&self, first: bool) {
         join_all(self.entries.iter().map(|entry| async move {

@@ -100,8 +100,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one, with the pools images, vms, vms-fast and data.
+    /// Starts one of 4 GiB, with the pools images, vms, vms-fast and data.
     pub fn start() -> Self {
+        Self::start_with_room(4 << 30)
+    }
+
+    /// Starts one that says it has room for so many bytes; only what is written
+    /// takes memory.
+    pub fn start_with_room(bytes: u64) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // Short: a socket's path ends at 107 bytes.
         let folder = PathBuf::from(format!(
@@ -120,6 +126,7 @@ impl Cluster {
             .arg(CLUSTER)
             .arg("run")
             .arg(&folder)
+            .env("CEPH_BYTES", bytes.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -92,7 +92,15 @@ impl Trashed {
 /// `ceph df detail`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Df {
+    pub(super) stats: DfTotal,
     pub(super) pools: Vec<DfPool>,
+}
+
+/// The figures of the whole cluster; bytes.
+#[derive(Debug, Deserialize)]
+pub(super) struct DfTotal {
+    pub(super) total_bytes: u64,
+    pub(super) total_avail_bytes: u64,
 }
 
 /// A pool of `ceph df detail`.

@@ -5,7 +5,7 @@
 //! text of theirs has to be understood. The user's key is never on a command line:
 //! they read it from its file.
 
-use super::answers::{Df, PoolFlags};
+use super::answers::{Df, DfStats, PoolFlags};
 use crate::model::bytes::Bytes;
 use crate::model::volume::{CephAccess, CephMonitor};
 use crate::storage::command::{Finished, run};
@@ -203,36 +203,28 @@ impl Cluster {
         let df: Df = read("ceph df", &ceph(&["df", "detail"])?)?;
         let flags: Vec<PoolFlags> =
             read("ceph osd pool ls", &ceph(&["osd", "pool", "ls", "detail"])?)?;
-        let state = Arc::new(PoolsState(
-            df.pools
-                .into_iter()
-                .map(|pool| {
-                    let stats = pool.stats;
-                    let flags = flags.iter().find(|flags| flags.pool_name == pool.name);
-                    let has = |name| flags.is_some_and(|flags| flags.has(name));
-                    let quota = Some(stats.quota_bytes).filter(|&quota| quota > 0);
-                    let left = quota.map_or(u64::MAX, |quota| quota.saturating_sub(stats.stored));
-                    let full = has("full") || has("full_quota") || has("full_no_quota");
-                    let state = if full || left == 0 {
-                        CephPoolState::Full
-                    } else if has("nearfull") || has("backfillfull") {
-                        CephPoolState::NearFull
-                    } else {
-                        CephPoolState::Ready
-                    };
-                    let capacity = stats.stored.saturating_add(stats.max_avail);
-                    let usage = PoolUsage {
-                        capacity: Bytes(quota.map_or(capacity, |quota| quota.min(capacity))),
-                        free: match state {
-                            CephPoolState::Full => Bytes::ZERO,
-                            _ => Bytes(stats.max_avail.min(left)),
-                        },
-                        near_full: state == CephPoolState::NearFull,
-                    };
-                    (pool.name, (usage, state))
-                })
-                .collect(),
-        ));
+        if df.stats.total_bytes == 0 {
+            return Err(StorageError::new(
+                StorageErrorKind::Away,
+                "the cluster has not counted its space yet",
+            ));
+        }
+        // A new pool is in the map at once, and has figures when the manager has
+        // counted it.
+        let counted = |name: &str| df.pools.iter().find(|pool| pool.name == name);
+        let unknown = DfStats {
+            stored: 0,
+            max_avail: df.stats.total_avail_bytes,
+            quota_bytes: 0,
+        };
+        let state = flags
+            .iter()
+            .map(|pool| {
+                let stats = counted(&pool.pool_name).map_or(&unknown, |pool| &pool.stats);
+                (pool.pool_name.clone(), judge(stats, pool))
+            })
+            .collect();
+        let state = Arc::new(PoolsState(state));
         let mut known = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         *known = Some((Instant::now(), state.clone()));
         Ok(state)
@@ -313,6 +305,31 @@ impl Cluster {
         arguments.push(self.keyring()?.into());
         Ok(arguments)
     }
+}
+
+/// What a pool's figures and flags come to.
+fn judge(stats: &DfStats, flags: &PoolFlags) -> (PoolUsage, CephPoolState) {
+    let quota = Some(stats.quota_bytes).filter(|&quota| quota > 0);
+    let left = quota.map_or(u64::MAX, |quota| quota.saturating_sub(stats.stored));
+    let full = flags.has("full") || flags.has("full_quota") || left == 0;
+    let state = if full {
+        CephPoolState::Full
+    } else if flags.has("nearfull") || flags.has("backfillfull") {
+        CephPoolState::NearFull
+    } else {
+        CephPoolState::Ready
+    };
+    let capacity = stats.stored.saturating_add(stats.max_avail);
+    let usage = PoolUsage {
+        capacity: Bytes(quota.map_or(capacity, |quota| quota.min(capacity))),
+        free: if full {
+            Bytes::ZERO
+        } else {
+            Bytes(stats.max_avail.min(left))
+        },
+        near_full: state == CephPoolState::NearFull,
+    };
+    (usage, state)
 }
 
 pub(super) fn words(words: &[&str]) -> Vec<OsString> {

@@ -44,7 +44,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// The snapshot of an image that volumes are clones of.
@@ -58,6 +58,9 @@ const FRESH: Duration = Duration::from_secs(10);
 const SURE: Duration = Duration::from_secs(1);
 /// How old they may be to be shown.
 const SHOWN: Duration = Duration::from_secs(3600);
+/// For how long an image that was seen is taken to be there: whoever makes a volume
+/// from it finds out. That saves a process for each replacement of a root.
+const SEEN: Duration = Duration::from_secs(30);
 
 /// What a pool of Ceph pools is made from.
 #[derive(Debug, Clone)]
@@ -90,9 +93,8 @@ pub struct RbdPool {
     name: String,
     spec: RbdPoolSpec,
     cluster: Cluster,
-    /// What is known of images, which never change. That one is there is not: that
-    /// is known by cloning it.
-    images: Mutex<HashMap<ImageId, ImageFile>>,
+    /// What is known of images, which never change, and when they were seen last.
+    images: Mutex<HashMap<ImageId, (Instant, ImageFile)>>,
 }
 
 impl RbdPool {
@@ -143,13 +145,13 @@ impl RbdPool {
         self.cluster.rbd(arguments, &Task::within(QUICK))
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<ImageId, ImageFile>> {
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<ImageId, (Instant, ImageFile)>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a guest of an image would see.
     fn virtual_size(&self, id: ImageId) -> Result<Bytes, StorageError> {
-        if let Some(known) = self.known().get(&id) {
+        if let Some((_, known)) = self.known().get(&id) {
             return Ok(known.virtual_size);
         }
         let image = self.image(id)?.ok_or_else(|| self.no_image(id))?;
@@ -308,13 +310,20 @@ impl Pool for RbdPool {
     }
 
     fn image(&self, id: ImageId) -> Result<Option<ImageFile>, StorageError> {
+        let known = self.known().get(&id).copied();
+        if let Some((seen, file)) = known
+            && seen.elapsed() < SEEN
+        {
+            return Ok(Some(file));
+        }
         let (pool, base) = (&self.spec.image_pool, self.base_spec(id));
         let Some(info) = self.cluster.rbd_json::<Info>(pool, &["info", &base])? else {
             self.known().remove(&id);
             return Ok(None);
         };
-        if let Some(known) = self.known().get(&id) {
-            return Ok(Some(*known));
+        if let Some((_, file)) = known {
+            self.known().insert(id, (Instant::now(), file));
+            return Ok(Some(file));
         }
         let du: Option<Du> = self.cluster.rbd_json(pool, &["du", &base])?;
         let used = du.map(|du| du.images).unwrap_or_default();
@@ -324,7 +333,7 @@ impl Pool for RbdPool {
                 sum.saturating_add(image.used_size)
             }),
         };
-        self.known().insert(id, found);
+        self.known().insert(id, (Instant::now(), found));
         Ok(Some(found))
     }
 
