@@ -440,6 +440,7 @@ impl<'a> Matrix<'a> {
 
     /// Removes what a case was about; what is left then is what the stage has.
     async fn tidy(&mut self, prepared: &Prepared) {
+        self.stage.cluster_answers().await;
         if let Some(vm) = &prepared.vm {
             self.stage.remove(vm).await;
         }
