@@ -116,6 +116,15 @@ impl RbdPool {
         }
     }
 
+    /// Removes an import that was not finished, unless its writer was killed a moment
+    /// ago: that is left to the import that goes on. False if nothing was removed.
+    pub(super) fn sweep_one(&self, temporary: &str) -> Result<bool, StorageError> {
+        match self.discard(temporary) {
+            Err(error) if error.kind() == StorageErrorKind::InUse => Ok(false),
+            discarded => discarded,
+        }
+    }
+
     /// Removes an import that was not finished; false if there is none.
     pub(super) fn discard(&self, temporary: &str) -> Result<bool, StorageError> {
         let pool = &self.spec.image_pool;
