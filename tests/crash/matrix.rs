@@ -16,6 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 use tonic::Code;
 
+/// How often a case is tried whose cluster does not answer in time.
+const TRIES: u32 = 5;
+
 /// The steps that make or remove something in a cluster.
 const IN_CLUSTER: [&str; 4] = [
     "make-volume",
@@ -306,9 +309,33 @@ impl<'a> Matrix<'a> {
     }
 
     async fn killed(&mut self, what: &str, armed: Vec<String>) {
-        let prepared = self.scenario.prepare(self.stage).await;
-        let outcome = self.case(&prepared, &armed).await;
-        self.note(what, &prepared, outcome).await;
+        for again in (0..TRIES).rev() {
+            let prepared = self.scenario.prepare(self.stage).await;
+            let outcome = self.case(&prepared, &armed).await;
+            if again > 0 && is_away(&outcome) {
+                println!(
+                    "{:?} {what}: once more, the cluster was slow",
+                    self.scenario
+                );
+                self.start_over().await;
+                self.tidy(&prepared).await;
+                continue;
+            }
+            return self.note(what, &prepared, outcome).await;
+        }
+    }
+
+    /// Starts the agent until it has found the cluster, and swept it, before it went
+    /// on: within 5 s of its start, which a host that is busy may not give it.
+    async fn start_over(&mut self) {
+        for _ in 0..TRIES {
+            self.stage.daemon.kill9();
+            self.stage.daemon.restart().await;
+            self.stage.cluster_answers().await;
+            if violations(&self.stage.see().await).is_empty() {
+                return;
+            }
+        }
     }
 
     /// Lets a step fail once it has done its work; `throughout`: and kills the agent
@@ -440,6 +467,7 @@ impl<'a> Matrix<'a> {
 
     /// Removes what a case was about; what is left then is what the stage has.
     async fn tidy(&mut self, prepared: &Prepared) {
+        self.stage.cluster_answers().await;
         if let Some(vm) = &prepared.vm {
             self.stage.remove(vm).await;
         }
@@ -492,6 +520,16 @@ fn inside(points: &[String]) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+/// Whether the cluster had not answered yet when the agent went on: the operation was
+/// given up for that, and nothing is learnt of the point.
+fn is_away(outcome: &Result<Outcome, String>) -> bool {
+    let error = outcome
+        .as_ref()
+        .ok()
+        .and_then(|outcome| outcome.operation.error.as_ref());
+    error.is_some_and(|error| Refusal::from(error).reason == "POOL_AWAY")
 }
 
 /// Arms a point for one time, after having let it pass so often.

@@ -168,6 +168,7 @@ impl Scenario {
 
     /// Brings the host to where it is asked.
     pub async fn prepare(self, stage: &Stage) -> Prepared {
+        stage.cluster_answers().await;
         match self {
             Self::Create => create(stage),
             Self::Import => {

@@ -11,6 +11,7 @@ use crate::support::holdings::Looker;
 use crate::support::images;
 use crate::support::libvirtd::Libvirtd;
 use crate::support::world::{Domain, World, domains_below, domains_of};
+use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -112,6 +113,7 @@ impl Stage {
             images: Default::default(),
             bystander: String::new(),
         };
+        stage.cluster_answers().await;
         for index in 0..2 {
             let source = stage.source();
             stage.images[index] = stage.daemon.api().import(&source).await;
@@ -178,6 +180,21 @@ impl Stage {
             ceph: self.ceph.as_ref().map(Looker::look),
             ..World::see(&self.daemon, self.domains()).await
         }
+    }
+
+    /// Waits until its cluster has answered, if it is on one: right after a start that
+    /// may still be due, and what is asked then is refused.
+    pub async fn cluster_answers(&self) {
+        if self.ceph.is_none() {
+            return;
+        }
+        let api = self.api();
+        until("the cluster to answer", PATIENCE, async || {
+            let conditions = api.node().await.conditions;
+            let ready = |it: &Condition| it.r#type == "PoolReady/ceph" && it.status;
+            conditions.iter().any(ready).then_some(())
+        })
+        .await;
     }
 
     /// Asks for something that must be done.

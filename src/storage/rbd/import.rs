@@ -18,6 +18,13 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a client that ended suddenly is known to a cluster, and some more: the
+/// default of osd_client_watch_timeout is 30 s.
+const GONE: Duration = Duration::from_secs(40);
+/// How often what it had open is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl RbdPool {
     /// Makes an image from a file or another image, under a name of this host's own
@@ -37,7 +44,7 @@ impl RbdPool {
             return Err(StorageError::new(StorageErrorKind::Full, message));
         }
         let temporary = self.temporary_spec(id);
-        self.discard(&temporary)?;
+        self.discard_former(&temporary, task)?;
         let filled = self
             .fill(&temporary, (from, format), size, data, task)
             .map_err(|error| self.explain(pool, error));
@@ -91,6 +98,30 @@ impl RbdPool {
                 self.discard(temporary).map(drop)
             }
             renamed => renamed.map(drop),
+        }
+    }
+
+    /// Removes what a former process has left of an import. If that was killed while
+    /// it wrote, the cluster takes its writer for there a while longer.
+    fn discard_former(&self, temporary: &str, task: &Task) -> Result<(), StorageError> {
+        let until = Instant::now() + GONE;
+        loop {
+            match self.discard(temporary) {
+                Err(error) if error.kind() == StorageErrorKind::InUse && Instant::now() < until => {
+                    task.check()?;
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                discarded => return discarded.map(drop),
+            }
+        }
+    }
+
+    /// Removes an import that was not finished, unless its writer was killed a moment
+    /// ago: that is left to the import that goes on. False if nothing was removed.
+    pub(super) fn sweep_one(&self, temporary: &str) -> Result<bool, StorageError> {
+        match self.discard(temporary) {
+            Err(error) if error.kind() == StorageErrorKind::InUse => Ok(false),
+            discarded => discarded,
         }
     }
 

@@ -540,7 +540,7 @@ impl Pool for RbdPool {
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
         let mut removed = source::sweep(&self.spec.scratch, keep)?;
         for entry in self.entries()? {
-            if entry.kind == EntryKind::Temporary && self.discard(&entry.name)? {
+            if entry.kind == EntryKind::Temporary && self.sweep_one(&entry.name)? {
                 removed.push(entry.name);
             }
         }
