@@ -50,7 +50,8 @@ impl RbdPool {
         backing: &Backing,
     ) -> Result<VolumeFile, StorageError> {
         let (spec, bytes) = (self.volume_spec(volume), format!("{}B", size.get()));
-        self.rbd(&["resize", "--no-progress", "--size", &bytes, &spec])?;
+        self.rbd(&["resize", "--no-progress", "--size", &bytes, &spec])
+            .map_err(|error| self.explain(self.pool_of(volume), error))?;
         Ok(VolumeFile {
             virtual_size: size,
             backing: backing.clone(),
