@@ -8,9 +8,12 @@
 mod support;
 
 mod guards;
+#[cfg(feature = "failpoints")]
+mod held;
 mod lab;
 mod life;
 mod outage;
+mod secrets;
 mod tag;
 
 use support::ceph::{Cluster, Daemon, USER};
