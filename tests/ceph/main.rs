@@ -11,9 +11,12 @@ mod contract_cases;
 mod support;
 
 mod guards;
+#[cfg(feature = "failpoints")]
+mod held;
 mod lab;
 mod life;
 mod outage;
+mod secrets;
 mod tag;
 
 use support::ceph::{Cluster, Daemon, USER};

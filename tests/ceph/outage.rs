@@ -209,6 +209,7 @@ impl Host {
             let images = self.cluster.images(pool);
             found.extend(images.iter().map(|image| format!("{pool}/{image}")));
         }
+        found.sort();
         assert_eq!(found, wanted);
         let images = self.cluster.images("images");
         let half_made: Vec<_> = images
@@ -324,7 +325,7 @@ async fn a_daemon_starts_without_its_cluster_and_serves_the_vms_on_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_fit_into_a_full_pool_is_refused_and_what_is_in_it_can_be_removed() {
+async fn what_does_not_fit_into_a_full_pool_is_refused_until_there_is_room() {
     let host = Host::start().await;
     let api = host.daemon.api();
     let to_remove = api.made(on_ceph(&host.image)).await;
@@ -366,8 +367,17 @@ async fn what_does_not_fit_into_a_full_pool_is_refused_and_what_is_in_it_can_be_
         ..on_ceph(&host.image)
     };
     api.made(elsewhere).await;
-    api.remove(&to_remove.id).await;
-    assert!(!is_in(&host.cluster, "vms", &to_remove.root_volume_id));
+    // Even what goes to the trash needs some room in a pool: nothing is removed
+    // without its time there.
+    api.delete(&to_remove.id).await;
+    let refusal = api.expunge(&to_remove.id).await;
+    let refusal = refusal.expect_err("there is no room for the trash");
+    assert_eq!(
+        (refusal.code, refusal.reason.as_str()),
+        (Code::ResourceExhausted, "POOL_FULL")
+    );
+    assert!(is_in(&host.cluster, "vms", &to_remove.root_volume_id));
+    assert!(host.is_ready().await.is_some(), "it is there, only full");
     for pool in ["vms", "images"] {
         host.cluster.quota(pool, 0);
     }
@@ -376,6 +386,8 @@ async fn what_does_not_fit_into_a_full_pool_is_refused_and_what_is_in_it_can_be_
         api.outcome(answer).await.ok()
     })
     .await;
+    api.expunge(&to_remove.id).await.expect("there is room");
+    assert!(!is_in(&host.cluster, "vms", &to_remove.root_volume_id));
     host.all_is_well().await;
 }
 

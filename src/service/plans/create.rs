@@ -191,9 +191,13 @@ impl Step for MakeVolume {
             .core
             .pools
             .call(&self.pool, move |pool, _| pool.volume(&volume))
-            .await?;
-        if found.is_none() {
-            return Ok(Undone::Nothing);
+            .await;
+        match found {
+            // All that was in it is gone with it.
+            Err(fault) if fault.reason == Reason::CephPoolNotFound => return Ok(Undone::Nothing),
+            Ok(None) => return Ok(Undone::Nothing),
+            Err(fault) => return Err(fault),
+            Ok(Some(_)) => {}
         }
         remove_volume(run, &self.pool, &self.volume).await?;
         Ok(Undone::Something)

@@ -318,12 +318,16 @@ impl Step for RemoveVolume {
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
         let volume = self.volume.clone();
-        Ok(run
+        let found = run
             .core
             .pools
             .call(&self.pool, move |pool, _| pool.volume(&volume))
-            .await?
-            .is_none())
+            .await;
+        match found {
+            // All that was in it is gone with it.
+            Err(fault) if fault.reason == Reason::CephPoolNotFound => Ok(true),
+            found => Ok(found?.is_none()),
+        }
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {

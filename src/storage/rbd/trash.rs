@@ -3,6 +3,7 @@
 //! What was put there with a time that is over is removed for ever, by whichever
 //! host comes first; what was put there by hand without a time is left alone.
 
+use super::super::CephPoolState;
 use super::super::error::{StorageError, StorageErrorKind};
 use super::super::task::Task;
 use super::answers::Trashed;
@@ -25,8 +26,15 @@ impl RbdPool {
             let end = end.duration_since(UNIX_EPOCH).unwrap_or_default();
             // It is read by date(1): seconds since 1970.
             let end = format!("@{}", end.as_secs());
+            let (pool, _) = spec.split_once('/').unwrap_or_default();
+            // To move it is to write, which in a full pool waits; to remove it there
+            // and then is not what was configured.
+            if matches!(self.usage_of(pool), Ok((_, CephPoolState::Full))) {
+                let message = format!("the Ceph pool {pool} is full: {spec} can't be moved");
+                return Err(StorageError::new(StorageErrorKind::Full, message));
+            }
             let moved = self.rbd(&["trash", "mv", "--expires-at", &end, spec]);
-            moved.map(drop)
+            moved.map(drop).map_err(|error| self.explain(pool, error))
         };
         match removed {
             // Somebody else was faster.
