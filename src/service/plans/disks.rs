@@ -1,10 +1,12 @@
 //! What a guest's disks need before it gets power: nobody else writes to them, and
 //! libvirt can open them.
 
+use super::power::domain;
+use crate::libvirt::{OffReason, Power};
 use crate::model::fault::Fault;
-use crate::model::lifecycle::Resting;
 use crate::model::operation::{Intent, RollbackState};
 use crate::model::reason::Reason;
+use crate::model::vm::Vm;
 use crate::service::cell::Cell;
 use crate::service::plan::Run;
 use crate::service::secrets;
@@ -29,7 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// `VOLUME_IN_USE`, naming the holder; as any call to a pool.
 pub(super) async fn get_ready(run: &Run, cell: &Cell) -> Result<(), Fault> {
     let vm = cell.vm()?;
-    let until = Instant::now() + patience(run, vm.seen.resting);
+    let mut until = None;
     let mut pools = BTreeSet::new();
     for volume in vm
         .disks()
@@ -50,6 +52,10 @@ pub(super) async fn get_ready(run: &Run, cell: &Cell) -> Result<(), Fault> {
             if holders.is_empty() {
                 break;
             }
+            let until = match until {
+                Some(known) => known,
+                None => *until.insert(Instant::now() + patience(run, cell, &vm).await?),
+            };
             if Instant::now() >= until || run.operation.cancelled().is_some() {
                 return Err(Fault::new(
                     Reason::VolumeInUse,
@@ -77,7 +83,7 @@ pub(super) async fn get_ready(run: &Run, cell: &Cell) -> Result<(), Fault> {
 }
 
 /// How long a holder may be the guest's own last QEMU.
-fn patience(run: &Run, resting: Resting) -> Duration {
+async fn patience(run: &Run, cell: &Cell, vm: &Vm) -> Result<Duration, Fault> {
     let operation = run.operation.get();
     let stopped_first = matches!(
         operation.intent,
@@ -85,9 +91,18 @@ fn patience(run: &Run, resting: Resting) -> Duration {
             | Intent::RevertRootVolume { stop: Some(_), .. }
     );
     let undoing = operation.rollback == RollbackState::RollingBack;
-    if resting == Resting::Crashed || stopped_first || undoing || run.operation.is_resumed() {
-        KILLED
-    } else {
-        ENDING
+    if stopped_first || undoing || run.operation.is_resumed() {
+        return Ok(KILLED);
     }
+    if vm.last_host_id.is_none() {
+        // It has never had one.
+        return Ok(ENDING);
+    }
+    // Else libvirt may have killed it: it does so when its power is cut and it does
+    // not end by itself, which it can't while its storage hangs.
+    let ended_by_itself = matches!(
+        domain(run, cell).await?.power,
+        Power::Off(OffReason::Shutdown | OffReason::Saved)
+    );
+    Ok(if ended_by_itself { ENDING } else { KILLED })
 }
