@@ -196,7 +196,14 @@ async fn attempt(run: &Run, step: &dyn Step, cut_off: bool) -> Result<StepState,
                     Code::Unavailable => fault.reason == Reason::HypervisorAway,
                     _ => false,
                 };
-                if last || !again || !libvirt_is_back(run).await {
+                // What was cut off by an end of the agent deserves more patience than a
+                // request that was just made: a host's start is when a cluster is slow.
+                let cluster = cluster_away(run, &fault).filter(|_| run.operation.is_resumed());
+                let back = match cluster {
+                    Some(pool) => !last && cluster_is_back(run, &pool).await,
+                    None => !last && again && libvirt_is_back(run).await,
+                };
+                if !back {
                     return Err(fault);
                 }
             }
@@ -234,6 +241,15 @@ async fn libvirt_is_back(run: &Run) -> bool {
     tokio::select! {
         up = tokio::time::timeout(PATIENCE, up) => matches!(up, Ok(Ok(_))),
         () = run.core.stopping.cancelled() => false,
+        () = run.operation.cancellation() => false,
+    }
+}
+
+/// Waits for a cluster, for a while.
+async fn cluster_is_back(run: &Run, pool: &str) -> bool {
+    tokio::select! {
+        back = run.core.pools.until_back(pool, &run.core.stopping) => back,
+        () = tokio::time::sleep(PATIENCE) => false,
         () = run.operation.cancellation() => false,
     }
 }

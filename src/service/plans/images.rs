@@ -14,6 +14,7 @@ use crate::service::gate::Lane;
 use crate::service::image_cache;
 use crate::service::plan::{self, Plan, Run, Step, Undone};
 use crate::service::pools::Work;
+use crate::storage::EntryKind;
 use crate::storage::{
     CheckedSource, ImageFile, ImageSource, SourcePolicy, SourceRequest, StorageErrorKind, Task,
     source,
@@ -176,6 +177,25 @@ async fn drop_source(run: &Run, image: &Image) -> Result<(), Fault> {
         })
 }
 
+/// Removes what this host was making of an image in a shared pool, if a run that was
+/// cut off has left it.
+async fn drop_unfinished(run: &Run, image: &Image) -> Result<Undone, Fault> {
+    let id = image.id.to_string();
+    run.core
+        .pools
+        .call(&image.pool, move |pool, _| {
+            let mut undone = Undone::Nothing;
+            for entry in pool.entries()? {
+                if entry.kind == EntryKind::Temporary && entry.name.ends_with(&id) {
+                    pool.remove_entry(&entry.name, entry.generation)?;
+                    undone = Undone::Something;
+                }
+            }
+            Ok(undone)
+        })
+        .await
+}
+
 /// Makes the pool's own image of the checked source.
 struct ConvertImage {
     image: Image,
@@ -282,9 +302,8 @@ impl Step for ConvertImage {
             return Ok(Undone::Nothing);
         }
         if (run.core.pools.named(&self.image.pool, "pool")?.pool).is_shared() {
-            // What is whole may be in use by another host that imported it too; what
-            // is not was removed by who made it.
-            return Ok(Undone::Nothing);
+            // What is whole may be in use by another host that imported it too.
+            return drop_unfinished(run, &self.image).await;
         }
         run.core
             .pools

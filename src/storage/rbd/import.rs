@@ -53,7 +53,8 @@ impl RbdPool {
             self.publish(&temporary, id)
         });
         if let Err(error) = published {
-            // What can't be removed now is swept at the next start.
+            // A writer that was killed has it open for half a minute; the cluster may be
+            // away. What can't be removed now, undoing the import removes.
             drop(self.discard(&temporary));
             return Err(error);
         }
@@ -103,7 +104,11 @@ impl RbdPool {
 
     /// Removes what a former process has left of an import. If that was killed while
     /// it wrote, the cluster takes its writer for there a while longer.
-    fn discard_former(&self, temporary: &str, task: &Task) -> Result<(), StorageError> {
+    pub(super) fn discard_former(
+        &self,
+        temporary: &str,
+        task: &Task,
+    ) -> Result<bool, StorageError> {
         let until = Instant::now() + GONE;
         loop {
             match self.discard(temporary) {
@@ -111,7 +116,7 @@ impl RbdPool {
                     task.check()?;
                     std::thread::sleep(LOOK_AGAIN);
                 }
-                discarded => return discarded.map(drop),
+                discarded => return discarded,
             }
         }
     }

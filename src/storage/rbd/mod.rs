@@ -526,7 +526,7 @@ impl Pool for RbdPool {
             let message = format!("{name:?} is not something that this host was making");
             return Err(StorageError::new(StorageErrorKind::Denied, message));
         }
-        Ok(match self.discard(name)? {
+        Ok(match self.discard_former(name, &Task::within(QUICK))? {
             true => Removal::Removed,
             false => Removal::Absent,
         })
