@@ -8,11 +8,12 @@
 //!
 //! The sides take turns, so that what else the machine does hits them alike: only
 //! the ratios mean something. Images are sparse, with a part of random data.
-//! Needs root, libvirtd, QEMU and tini; on RBD also Ceph (scripts/setup --ceph).
+//! Needs root, libvirtd, QEMU and tini; for RBD also Ceph (scripts/setup --ceph),
+//! of which it starts a cluster in memory.
 //!
 //! | variable | default | what |
 //! |---|---|---|
-//! | `KVMLET_BENCH_POOLS` | `qcow2` | kinds of pools: `qcow2`, `rbd`, `qcow2,rbd` |
+//! | `KVMLET_BENCH_POOLS` | `qcow2,rbd` | kinds of pools, or one of them |
 //! | `KVMLET_BENCH_ROUNDS` | 10 | times that each side replaces a root |
 //! | `KVMLET_BENCH_DAEMON` | the one built with the bench | another kvmlet |
 //! | `KVMLET_BENCH_DIR` | `/var/tmp` | where journal and volumes are; its disk counts |
@@ -61,12 +62,15 @@ fn measured() -> Result<(), Failure> {
         return Err("KVMLET_BENCH_ROUNDS must be above 0".into());
     }
     let parent = PathBuf::from(setting("KVMLET_BENCH_DIR", "/var/tmp"));
-    let pools = setting("KVMLET_BENCH_POOLS", "qcow2");
+    let pools = setting("KVMLET_BENCH_POOLS", "qcow2,rbd");
     let kinds: Vec<&str> = pools.split(',').collect();
     if let Some(unknown) = kinds.iter().find(|kind| !["qcow2", "rbd"].contains(kind)) {
         return Err(format!("KVMLET_BENCH_POOLS: no kind of pool is called {unknown:?}").into());
     }
-    let cluster = kinds.contains(&"rbd").then(Cluster::start);
+    // Each root may come to hold as much as the largest image.
+    let cluster = kinds
+        .contains(&"rbd")
+        .then(|| Cluster::start_with_room(256 << 30));
     let mut host = Host::start(&parent)?;
     let outcome = compare(&mut host, cluster.as_ref(), &kinds, rounds);
     outcome.map_err(|failure| format!("{failure}\n{}", host.last_words()).into())

@@ -54,9 +54,15 @@ pub(crate) struct ReplaceRootArgs {
 pub(crate) struct RevertRootArgs {
     #[command(flatten)]
     change: VmChange,
+    /// The former root to switch back to [default: the one that was replaced last]
+    #[arg(long, value_name = "UUID")]
+    volume: Option<Uuid>,
     /// Start it afterwards
     #[arg(long)]
     start: bool,
+    /// Check everything, change nothing, print the plan
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     stop: StopFirstArgs,
 }
@@ -124,6 +130,8 @@ pub(crate) async fn revert(session: &Session, args: &RevertRootArgs) -> Result<(
         revert_root_volume(RevertRootVolumeRequest {
             stop_policy: args.stop.policy(),
             start_after: args.start,
+            volume_id: args.volume.map(|id| id.to_string()).unwrap_or_default(),
+            validate_only: args.dry_run,
         })
     )
 }

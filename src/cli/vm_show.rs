@@ -138,7 +138,7 @@ fn sheet(out: &Output, vm: &Vm) -> Sheet {
             volume.name.clone(),
             volume::kind(volume),
             volume::state(volume),
-            volume.pool.clone(),
+            volume::place(volume),
             output::size(volume.size_bytes),
             output::size(volume.actual_size_bytes),
             out.relative(volume.expire_time),

@@ -5,7 +5,9 @@ use crate::cli::fault::Fault;
 use crate::cli::output;
 use crate::cli::resolve::{self, Gone, PAGE};
 use crate::cli::table::{Sheet, Table};
-use crate::proto::v1::{GetVolumeRequest, ListPoolsRequest, ListVolumesRequest, Pool, Volume};
+use crate::proto::v1::{
+    CephPoolState, GetVolumeRequest, ListPoolsRequest, ListVolumesRequest, Pool, Volume,
+};
 use clap::Subcommand;
 
 /// Commands on volumes.
@@ -107,7 +109,7 @@ async fn list(
                 volume.name.clone(),
                 kind(volume),
                 state(volume),
-                volume.pool.clone(),
+                place(volume),
                 output::size(volume.size_bytes),
                 output::size(volume.actual_size_bytes),
                 volume.vm_id.clone(),
@@ -132,6 +134,7 @@ async fn show(session: &Session, volume: &str) -> Result<(), Fault> {
         sheet.add("VM", &volume.vm_id);
         sheet.add("device index", volume.device_index);
         sheet.add("pool", &volume.pool);
+        sheet.add("Ceph pool", &volume.ceph_pool);
         sheet.add(
             "format",
             output::word(volume.format().as_str_name(), "VOLUME_FORMAT_"),
@@ -180,8 +183,34 @@ pub(crate) fn pool_table(pools: &[Pool]) -> Table {
                 String::new()
             },
         ]);
+        for inner in &pool.ceph_pools {
+            let state = match inner.state() {
+                CephPoolState::Ready => "yes".to_owned(),
+                state => {
+                    let name = output::name(state.as_str_name(), "CEPH_POOL_STATE_");
+                    format!("no: {}", name.replace('_', " ").to_lowercase())
+                }
+            };
+            table.row([
+                format!("{}/{}", pool.name, inner.name),
+                "Ceph pool".to_owned(),
+                state,
+                output::size(inner.capacity_bytes),
+                output::size(inner.free_bytes),
+                String::new(),
+                String::new(),
+            ]);
+        }
     }
     table
+}
+
+/// The pool that a volume is in, and the Ceph pool in that.
+pub(crate) fn place(volume: &Volume) -> String {
+    match volume.ceph_pool.as_str() {
+        "" => volume.pool.clone(),
+        inner => format!("{}/{inner}", volume.pool),
+    }
 }
 
 /// Root or data, in a word.

@@ -80,6 +80,9 @@ pub enum VmRequest {
     ReplaceRootVolume(Box<ReplaceRoot>),
     /// RevertRootVolume.
     RevertRootVolume {
+        /// The former root; `None` is the one that was replaced last.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume_id: Option<VolumeId>,
         /// How to stop it first.
         stop_policy: Option<StopWish>,
         /// Start it afterwards.

@@ -9,12 +9,13 @@ use crate::libvirt::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, OffReason, PauseReason, Power,
     Sighting, VncSpec,
 };
+use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::ids::VmId;
 use crate::model::lifecycle::{Observed, OffCause, PauseCause, Seen};
 use crate::model::reason::Reason;
 use crate::model::vm::{Hypervisor, Vm};
-use crate::model::volume::VolumeFormat;
+use crate::model::volume::{Volume, VolumeFormat};
 use std::path::PathBuf;
 
 /// The name of a VM's domain. Names for people need not be unique; these do.
@@ -33,7 +34,12 @@ pub fn console_log(core: &Core, id: VmId) -> PathBuf {
 /// `INTERNAL`; records can be written as JSON.
 pub fn metadata(vm: &Vm) -> Result<Metadata, Fault> {
     // What is seen changes without being asked for; it is not part of the spec.
+    let volumes = vm.volumes.iter().map(|volume| Volume {
+        actual_size: Bytes::ZERO,
+        ..volume.clone()
+    });
     let spec = Vm {
+        volumes: volumes.collect(),
         seen: Seen::NOTHING,
         update_time: vm.create_time,
         last_host_id: None,

@@ -316,8 +316,8 @@ fn done_before(run: &Run, plan: &Plan, index: usize) -> Vec<&'static str> {
         .collect()
 }
 
-/// Undoes one step; waits for libvirt as long as it is away, because what is
-/// half done is better finished late than left. `None` if the agent stops.
+/// Undoes one step; waits for libvirt or a cluster as long as it is away, because
+/// what is half done is better finished late than left. `None` if the agent stops.
 async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> {
     let mut tries = 0;
     loop {
@@ -325,6 +325,13 @@ async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> 
         let Err(fault) = &undone else {
             return Some(undone);
         };
+        if let Some(pool) = cluster_away(run, fault) {
+            tracing::warn!(step = step.name(), pool, "undoing waits for a pool");
+            if !run.core.pools.until_back(&pool, &run.core.stopping).await {
+                return None;
+            }
+            continue;
+        }
         let again = matches!(fault.code(), Code::Unknown | Code::Unavailable);
         tries += 1;
         if !again || tries >= TRIES {
@@ -339,6 +346,17 @@ async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> 
             return None;
         }
     }
+}
+
+/// The pool that a fault is about, if its cluster is away or shuts kvmlet out. A
+/// folder that is away is no such: nobody knows whether its file system comes back.
+fn cluster_away(run: &Run, fault: &Fault) -> Option<String> {
+    if !matches!(fault.reason, Reason::PoolAway | Reason::PoolDenied) {
+        return None;
+    }
+    let pool = fault.metadata.get("pool")?;
+    let entry = run.core.pools.get(pool)?;
+    entry.pool.is_shared().then(|| pool.clone())
 }
 
 /// Undoes one step.

@@ -28,7 +28,7 @@ const GLANCE: Duration = Duration::from_millis(500);
 /// How long the agent's start waits for a cluster; it goes on without it.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// For how long a cluster that was found away is not asked again by calls.
-const SPARED: Duration = Duration::from_secs(20);
+const SPARED: Duration = Duration::from_secs(45);
 /// How often a cluster that is away is looked for.
 const RETURN: Duration = Duration::from_secs(3);
 
@@ -272,6 +272,22 @@ impl Pools {
                 .iter()
                 .filter(|entry| entry.pool.is_shared() && entry.measured().trouble.is_some());
             join_all(away.map(|entry| self.look_at(entry, false))).await;
+        }
+    }
+
+    /// Waits until a cluster that was found away is back. False if the agent stops.
+    pub async fn until_back(&self, name: &str, stopping: &CancellationToken) -> bool {
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return false,
+                () = tokio::time::sleep(RETURN) => {}
+            }
+            let away = self
+                .get(name)
+                .is_some_and(|entry| entry.measured().trouble.is_some());
+            if !away {
+                return true;
+            }
         }
     }
 

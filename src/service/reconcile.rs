@@ -24,6 +24,7 @@ use crate::model::ids::{ImageId, VmId};
 use crate::model::image::{Image, ImageState};
 use crate::model::operation::{Intent, Operation};
 use crate::model::reason::Reason;
+use crate::storage::EntryKind;
 use async_trait::async_trait;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -257,15 +258,43 @@ impl Observer for Reconciler {
 /// Looks whether the files of the recorded images are there, and records those
 /// that are gone or back.
 pub async fn compare_images(core: &Arc<Core>) {
+    // A cluster is asked once for all of them.
+    let mut listed: HashMap<String, Option<HashSet<ImageId>>> = HashMap::new();
+    for entry in core
+        .pools
+        .all()
+        .iter()
+        .filter(|entry| entry.pool.is_shared())
+    {
+        let name = entry.pool.name();
+        let entries = core.pools.call(name, |pool, _| pool.entries()).await;
+        let images = entries.ok().map(|entries| {
+            let kinds = entries.into_iter().map(|entry| entry.kind);
+            kinds
+                .filter_map(|kind| match kind {
+                    EntryKind::Image(id) => Some(id),
+                    EntryKind::Volume(_) | EntryKind::Temporary | EntryKind::Unknown => None,
+                })
+                .collect()
+        });
+        listed.insert(name.to_owned(), images);
+    }
     for image in core.images.list() {
         let (id, pool) = (image.id, image.pool.clone());
         let state = match image.state {
             ImageState::Ready | ImageState::Lost => {
-                match core.pools.call(&pool, move |pool, _| pool.image(id)).await {
-                    Ok(Some(_)) => ImageState::Ready,
-                    Ok(None) => ImageState::Lost,
+                let there = match listed.get(&pool) {
+                    Some(images) => images.as_ref().map(|images| images.contains(&id)),
+                    None => {
+                        let found = core.pools.call(&pool, move |pool, _| pool.image(id)).await;
+                        found.ok().map(|found| found.is_some())
+                    }
+                };
+                match there {
+                    Some(true) => ImageState::Ready,
+                    Some(false) => ImageState::Lost,
                     // Not known: left as it is.
-                    Err(_) => continue,
+                    None => continue,
                 }
             }
             ImageState::Importing | ImageState::Deleting => continue,

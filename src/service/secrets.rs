@@ -16,7 +16,8 @@ use crate::model::reason::Reason;
 /// that needs it is refused its start with the reason.
 pub async fn give_all(core: &Core) {
     for entry in core.pools.all() {
-        if !entry.pool.is_shared() {
+        if !entry.pool.is_shared() || entry.measured().trouble.is_some() {
+            // Without its pool no guest can be started.
             continue;
         }
         if let Err(fault) = give(core, entry.pool.name()).await {

@@ -378,3 +378,48 @@ async fn a_plan_says_that_an_image_has_to_be_copied_to_the_roots_pool() {
     );
     assert_eq!(plan.items[1].pool, "other", "it stays where it is");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_root_can_be_named_and_the_way_back_to_it_planned() {
+    let replaced = Replaced::start().await;
+    let first = replaced.root().await;
+    let second = replaced.replace(3600).await;
+    let third = replaced.replace(7200).await;
+    let kept = replaced.kept().await;
+    let request = |volume: &str, validate_only| RevertRootVolumeRequest {
+        vm_id: replaced.vm.clone(),
+        volume_id: volume.to_owned(),
+        validate_only,
+        ..Default::default()
+    };
+    let api = replaced.api();
+    for bad in [&third, &id()] {
+        let refusal = refused(api.vms().revert_root_volume(request(bad, true)).await);
+        let expected = (
+            tonic::Code::FailedPrecondition,
+            "NO_PREVIOUS_ROOT",
+            vec!["volume_id"],
+        );
+        assert_eq!(refusal.brief(), expected);
+    }
+    let planned = api.vms().revert_root_volume(request(&first, true)).await;
+    let Some(operation::Result::Plan(plan)) = planned.unwrap().into_inner().result else {
+        panic!("a plan");
+    };
+    let times: BTreeMap<_, _> = plan
+        .items
+        .iter()
+        .filter(|item| item.kind == "volume" && item.action() == PlanAction::Keep)
+        .map(|item| (item.id.clone(), item.time.unwrap()))
+        .collect();
+    let expected = BTreeMap::from([
+        (second.clone(), kept[&second]),
+        (third.clone(), kept[&first]),
+    ]);
+    assert_eq!(times, expected, "{plan:?}");
+    assert_eq!(replaced.root().await, third, "nothing was done");
+    let answer = api.vms().revert_root_volume(request(&first, false)).await;
+    api.done(answer).await;
+    assert_eq!(replaced.root().await, first);
+    assert_eq!(replaced.kept().await, expected);
+}

@@ -44,10 +44,8 @@ async fn a_vm_lives_on_ceph_and_goes_to_the_trash() {
         .collect();
     assert_eq!(places, [("vms", 1), ("data", 3), ("data", 2)]);
     let all_there = || {
-        let volumes = vm.volumes.iter();
-        volumes.fold(true, |all, volume| {
-            all && is_in(cluster, &volume.ceph_pool, &volume.id)
-        })
+        let mut volumes = vm.volumes.iter();
+        volumes.all(|volume| is_in(cluster, &volume.ceph_pool, &volume.id))
     };
     assert!(all_there());
     api.stop(&vm.id).await;

@@ -4,6 +4,9 @@
 // Clippy knows `#[test]`s, but not what they share.
 #![allow(clippy::unwrap_used)]
 
+mod contract;
+#[path = "../contract/mod.rs"]
+mod contract_cases;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -5,7 +5,8 @@
 //! and asked again. Then the host must be as after an undisturbed run, or as
 //! before, and the operation must say which; everything in
 //! `tests/support/invariants.rs` must hold. On libvirt's simulated host all points
-//! of all operations, on real QEMU a representative part.
+//! of all operations, on real QEMU a representative part; and on a real Ceph cluster
+//! those operations that make, move or remove what is in it.
 
 // Without `#[test]`, clippy can't tell that these are tests.
 #![allow(clippy::unwrap_used, unreachable_pub)]
@@ -28,6 +29,7 @@ mod scenario;
 mod sequences;
 mod shape;
 mod stage;
+mod writers;
 
 use libtest_mimic::{Arguments, Trial};
 use matrix::{Depth, Matrix, Tally};
@@ -36,6 +38,7 @@ use sequences::Size;
 use stage::Stage;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
+use support::ceph::Cluster;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -80,6 +83,32 @@ fn main() -> ExitCode {
                 Matrix::run(&mut stage, *scenario, Depth::Every).await
             });
             add(&total, &format!("{scenario:?}, simulated"), tally);
+            Ok(())
+        }));
+    }
+    let cluster = Arc::new(OnceLock::new());
+    for (number, scenario) in Scenario::ON_CEPH.iter().enumerate() {
+        let (total, cluster) = (Arc::clone(&total), Arc::clone(&cluster));
+        trials.push(Trial::test(format!("ceph::{scenario:?}"), move || {
+            let tally = Runtime::new().unwrap().block_on(async {
+                let cluster = cluster.get_or_init(Cluster::start);
+                let mut stage = Stage::ceph(cluster, number).await;
+                Matrix::run(&mut stage, *scenario, Depth::Cluster).await
+            });
+            add(&total, &format!("{scenario:?}, Ceph"), tally);
+            Ok(())
+        }));
+    }
+    for (number, work) in writers::Work::ALL.into_iter().enumerate() {
+        let cluster = Arc::clone(&cluster);
+        let name = format!("ceph::writer_killed_with_the_agent::{work:?}");
+        trials.push(Trial::test(name, move || {
+            Runtime::new().unwrap().block_on(async {
+                let cluster = cluster.get_or_init(Cluster::start);
+                let number = Scenario::ON_CEPH.len() + number;
+                let mut stage = Stage::ceph(cluster, number).await;
+                writers::killed_with_the_agent(&mut stage, cluster, work).await;
+            });
             Ok(())
         }));
     }

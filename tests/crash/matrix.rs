@@ -5,7 +5,7 @@
 
 use super::marked::can_be_cancelled;
 use super::scenario::{Prepared, Scenario};
-use super::shape::shape;
+use super::shape::{shape, without_cluster};
 use super::stage::Stage;
 use crate::support::PATIENCE;
 use crate::support::invariants::{violations, violations_between};
@@ -15,6 +15,14 @@ use kvmlet::proto::v1::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 use tonic::Code;
+
+/// The steps that make or remove something in a cluster.
+const IN_CLUSTER: [&str; 4] = [
+    "make-volume",
+    "remove-volume",
+    "convert-image",
+    "remove-image",
+];
 
 /// What came of a matrix.
 #[derive(Debug, Default)]
@@ -39,6 +47,14 @@ pub enum Depth {
     Every,
     /// After each side effect, and inside steps that have two.
     Representative,
+    /// What a cluster shows that files don't, because every question to it starts a
+    /// program: killed as in the representative part (nothing is done between a
+    /// point `after` or `undone` and the next one's `before` or `undo`); undoing once
+    /// from each step, and killed at its points from the last one, which goes through
+    /// those of all others; no answer from the steps that make or remove something in
+    /// the cluster; cancelled inside them. That libvirt is away, or that a step is
+    /// cancelled at its ends, has nothing to do with where volumes are.
+    Cluster,
 }
 
 /// A scenario on a stage, with what its undisturbed run has shown.
@@ -84,16 +100,29 @@ impl<'a> Matrix<'a> {
             let step = point.strip_suffix(".before")?;
             Some(step.split_once('.')?.1.to_owned())
         }));
-        for step in &steps {
-            matrix.undone(step).await;
+        for (nth, step) in steps.iter().enumerate() {
+            let throughout = depth != Depth::Cluster || nth + 1 == steps.len();
+            matrix.undone(step, throughout).await;
         }
         if depth == Depth::Every {
             for step in &steps {
                 for place in ["before", "after"] {
                     matrix.uncertain(step, place, "unknown").await;
                     matrix.uncertain(step, place, "away").await;
-                    matrix.cancelled(&steps, step, place).await;
+                    let point = format!("{}.{step}.{place}", scenario.operation());
+                    matrix.cancelled(&steps, step, &point).await;
                 }
+            }
+        }
+        if depth == Depth::Cluster {
+            for step in steps
+                .iter()
+                .filter(|step| IN_CLUSTER.contains(&step.as_str()))
+            {
+                matrix.uncertain(step, "after", "unknown").await;
+            }
+            for (step, point) in inside(&points) {
+                matrix.cancelled(&steps, &step, &point).await;
             }
         }
         matrix.tally
@@ -261,6 +290,9 @@ impl<'a> Matrix<'a> {
         // What could not be made stays as a record that says so.
         let undone = if self.scenario == Scenario::Create {
             outcome.after_shape.contains("vm Failed") && outcome.after_shape.contains("domain None")
+        } else if self.stage.ceph.is_some() && self.scenario == Scenario::Import {
+            // A whole image stays: another host that imported it too may use it.
+            without_cluster(&outcome.after_shape) == without_cluster(&outcome.before_shape)
         } else {
             outcome.after_shape == outcome.before_shape
         };
@@ -279,9 +311,9 @@ impl<'a> Matrix<'a> {
         self.note(what, &prepared, outcome).await;
     }
 
-    /// Lets a step fail once it has done its work, and kills the agent at each
-    /// point of the undoing.
-    async fn undone(&mut self, step: &str) {
+    /// Lets a step fail once it has done its work; `throughout`: and kills the agent
+    /// at each point of the undoing.
+    async fn undone(&mut self, step: &str, throughout: bool) {
         let operation = self.scenario.operation();
         let fails = arm(&format!("{operation}.{step}.after"), 0, "fail");
         let prepared = self.scenario.prepare(self.stage).await;
@@ -302,7 +334,7 @@ impl<'a> Matrix<'a> {
         self.note(&format!("failed after {step}"), &prepared, outcome)
             .await;
         for (point, nth) in occurrences(&points) {
-            if self.counts(&point) {
+            if throughout && self.counts(&point) {
                 let armed = vec![fails.clone(), arm(&point, nth, "kill")];
                 let what = format!("failed after {step}, killed at {point}#{nth}");
                 self.killed(&what, armed).await;
@@ -345,8 +377,7 @@ impl<'a> Matrix<'a> {
 
     /// Cancels it where it stands at a point: it is undone, or the cancellation is
     /// refused and it goes on.
-    async fn cancelled(&mut self, steps: &[String], step: &str, place: &str) {
-        let point = format!("{}.{step}.{place}", self.scenario.operation());
+    async fn cancelled(&mut self, steps: &[String], step: &str, point: &str) {
         let what = format!("cancelled at {point}");
         let prepared = self.scenario.prepare(self.stage).await;
         let hold = self.stage.hold();
@@ -375,7 +406,7 @@ impl<'a> Matrix<'a> {
         let after_shape = shape(&after, &prepared);
         // A graceful stop passes it where the guest is off.
         let can = match self.scenario {
-            Scenario::StopGracefully => place == "before",
+            Scenario::StopGracefully => point.ends_with(".before"),
             scenario => can_be_cancelled(scenario, steps, step),
         };
         let refusal = cancelled.err().map(|status| Refusal::from(&status));
@@ -441,6 +472,24 @@ fn occurrences(points: &[String]) -> Vec<(String, usize)> {
         let count = seen.entry(point).or_default();
         found.push((point.clone(), *count));
         *count += 1;
+    }
+    found
+}
+
+/// Each point of the storage once, with the step that it is reached in.
+fn inside(points: &[String]) -> Vec<(String, String)> {
+    let mut step = "";
+    let mut found: Vec<(String, String)> = Vec::new();
+    for point in points {
+        if let Some((_, name)) = point
+            .strip_suffix(".before")
+            .and_then(|point| point.split_once('.'))
+        {
+            step = name;
+        }
+        if point.starts_with("pool.") && !found.iter().any(|(_, known)| known == point) {
+            found.push((step.to_owned(), point.clone()));
+        }
     }
     found
 }

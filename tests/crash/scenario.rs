@@ -13,7 +13,8 @@ use kvmlet::proto::v1::*;
 /// What is asked, of what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
-    /// With a data volume, in a pool that has no copy of the image yet, started.
+    /// With a data volume, in a pool that has no copy of the image yet, started; on
+    /// Ceph in the Ceph pool of a tag, larger than the image.
     Create,
     Start,
     StartDiscardingMemory,
@@ -28,7 +29,8 @@ pub enum Scenario {
     Save,
     Describe,
     ChangeHardware,
-    /// Of a guest that runs, with a new one started, watched for a second.
+    /// Of a guest that runs, with a new one started, watched for a second; on Ceph
+    /// by one in the Ceph pool of a tag.
     ReplaceRoot,
     ReplaceRootWithoutPower,
     RevertRoot,
@@ -102,6 +104,20 @@ impl Scenario {
         Self::Start,
         Self::StopByForce,
         Self::ChangeHardware,
+    ];
+
+    /// Those that touch the storage of VMs and images. Deleting for good is stopping
+    /// and expunging; a root is replaced without power as with it.
+    pub const ON_CEPH: &[Self] = &[
+        Self::ReplaceRoot,
+        Self::Create,
+        Self::RevertRoot,
+        Self::Import,
+        Self::Expunge,
+        Self::Recover,
+        Self::RecoverLost,
+        Self::Delete,
+        Self::DeleteImage,
     ];
 
     /// The name of the operation in fault points.
@@ -259,6 +275,7 @@ impl Scenario {
                 let request = ReplaceRootVolumeRequest {
                     vm_id,
                     image_id: stage.images[1].clone(),
+                    system_tags: tags(stage),
                     stop_policy: Some(force()),
                     start_after: true,
                     ..Default::default()
@@ -335,6 +352,7 @@ impl Scenario {
                     vm_id,
                     request_id,
                     image_id: stage.images[1].clone(),
+                    system_tags: tags(stage),
                     stop_policy: powered.then(force),
                     start_after: powered,
                     health_check: powered.then_some(HealthCheck {
@@ -373,13 +391,29 @@ impl Scenario {
     }
 }
 
+/// What names another Ceph pool than the usual one, if there are such.
+fn tags(stage: &Stage) -> Vec<String> {
+    let looker = stage.ceph.iter();
+    looker.map(|looker| looker.pools().fast_tag()).collect()
+}
+
 fn create(stage: &Stage) -> Prepared {
-    let request = CreateVmRequest {
-        start: true,
-        root_volume: Some(NewVolume {
+    let root = if stage.ceph.is_some() {
+        // Larger than the image: it is cloned, and then grown.
+        NewVolume {
+            size_bytes: 2 << 20,
+            ..Default::default()
+        }
+    } else {
+        NewVolume {
             pool: "other".to_owned(),
             ..Default::default()
-        }),
+        }
+    };
+    let request = CreateVmRequest {
+        start: true,
+        system_tags: tags(stage),
+        root_volume: Some(root),
         data_volumes: vec![NewVolume {
             size_bytes: 1 << 20,
             ..Default::default()

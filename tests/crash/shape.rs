@@ -15,6 +15,7 @@ pub fn shape(world: &World, prepared: &Prepared) -> String {
         let image = world.images.get(id);
         let image = image.map(|image| (image.state(), image.virtual_size_bytes, &image.pool));
         writeln!(text, "image {image:?}, files {:?}", files(world, id)).unwrap();
+        writeln!(text, "{CLUSTER} {:?}", rbd_images(world, id)).unwrap();
     }
     if let Some(id) = &prepared.stray {
         writeln!(text, "files {:?}", files(world, id)).unwrap();
@@ -27,6 +28,29 @@ pub fn shape(world: &World, prepared: &Prepared) -> String {
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
     lines.join("\n") + "\n"
+}
+
+/// How the line begins that tells what the cluster has of an image.
+const CLUSTER: &str = "in the cluster";
+
+/// The same, without what the cluster has of an image.
+pub fn without_cluster(shape: &str) -> Vec<&str> {
+    let lines = shape.lines();
+    lines.filter(|line| !line.starts_with(CLUSTER)).collect()
+}
+
+/// The RBD images that have an id in their names, and whether they are in the trash.
+fn rbd_images<'a>(world: &'a World, id: &str) -> Vec<(&'a str, &'static str)> {
+    let Some(holdings) = &world.ceph else {
+        return Vec::new();
+    };
+    let images = holdings.images.keys().map(|name| (name.as_str(), "image"));
+    let trash = holdings.trash.iter();
+    let trash = trash.map(|entry| (entry.name.as_str(), "trash"));
+    images
+        .chain(trash)
+        .filter(|(name, _)| name.contains(id))
+        .collect()
 }
 
 /// The files that have an id in their names.
@@ -55,16 +79,18 @@ fn vm(text: &mut String, world: &World, id: &str) {
     )
     .unwrap();
     writeln!(text, "hardware {:?}", vm.hardware).unwrap();
+    writeln!(text, "tags {:?}", vm.system_tags).unwrap();
     writeln!(text, "nics {:?} vnc {:?}", vm.nics, vm.vnc).unwrap();
     for volume in &vm.volumes {
         writeln!(
             text,
-            "volume {} {:?} {:?} at {} in {} of {} bytes from {}",
+            "volume {} {:?} {:?} at {} in {} {:?} of {} bytes from {}",
             volume.id,
             volume.kind(),
             volume.state(),
             volume.device_index,
             volume.pool,
+            volume.ceph_pool,
             volume.size_bytes,
             volume.image_id
         )

@@ -5,7 +5,10 @@
 use super::ask::Ask;
 use super::sector::BootSector;
 use crate::support::api::{Api, force, id};
+use crate::support::ceph::{CephPools, Cluster};
 use crate::support::daemon::{Daemon, Setup};
+use crate::support::holdings::Looker;
+use crate::support::images;
 use crate::support::libvirtd::Libvirtd;
 use crate::support::world::{Domain, World, domains_below, domains_of};
 use kvmlet::proto::v1::*;
@@ -26,9 +29,11 @@ const KNOWN: &str = "cache/qemu/capabilities";
 pub struct Stage {
     pub daemon: Daemon,
     pub host: Host,
+    /// Its Ceph pools, if its default pool is made of such.
+    pub ceph: Option<Looker>,
     /// Where points are armed and traced.
     points: TempDir,
-    /// Images in the pool `default`.
+    /// Images in the default pool.
     pub images: [String; 2],
     /// A VM that runs and that nothing is asked of.
     pub bystander: String,
@@ -50,8 +55,23 @@ impl Stage {
     /// A simulated host.
     pub async fn simulated() -> Self {
         let libvirtd = Libvirtd::start();
-        let uri = libvirtd.uri();
-        Self::open(Host::Simulated(libvirtd.connect(), libvirtd), uri).await
+        let setup = Setup::on(libvirtd.uri());
+        Self::open(Host::Simulated(libvirtd.connect(), libvirtd), setup, None).await
+    }
+
+    /// A simulated host on a real cluster, whose default pool is made of Ceph pools
+    /// of its own: so what it must hold can be said exactly.
+    pub async fn ceph(cluster: &Cluster, number: usize) -> Self {
+        let libvirtd = Libvirtd::start();
+        let pools = CephPools::of_their_own(number);
+        pools.make_in(cluster);
+        let scratch = tempfile::tempdir().unwrap();
+        let mut setup = Setup::on(libvirtd.uri());
+        setup.default_pool = "ceph";
+        setup.more = cluster.section_of(&pools, scratch.path()) + "default = true\n";
+        let looker = Looker::at(cluster, pools, scratch);
+        let host = Host::Simulated(libvirtd.connect(), libvirtd);
+        Self::open(host, setup, Some(looker)).await
     }
 
     /// A host with real QEMU. `known` is what another one has learnt of it.
@@ -70,13 +90,12 @@ impl Stage {
                 fs::copy(file.path(), to.join(file.file_name())).unwrap();
             }
         }
-        let uri = format!("qemu:///embed?root={}", root.path().display());
-        Self::open(Host::Qemu(root), uri).await
+        let setup = Setup::on(format!("qemu:///embed?root={}", root.path().display()));
+        Self::open(Host::Qemu(root), setup, None).await
     }
 
-    async fn open(host: Host, uri: String) -> Self {
+    async fn open(host: Host, mut setup: Setup, ceph: Option<Looker>) -> Self {
         let points = tempfile::tempdir().unwrap();
-        let mut setup = Setup::on(uri);
         for (name, file) in [("FAILPOINTS_FILE", "armed"), ("FAILPOINTS_TRACE", "trace")] {
             let path = points.path().join(file).display().to_string();
             setup.environment.push((name.to_owned(), path));
@@ -88,6 +107,7 @@ impl Stage {
         let mut stage = Self {
             daemon,
             host,
+            ceph,
             points,
             images: Default::default(),
             bystander: String::new(),
@@ -121,6 +141,11 @@ impl Stage {
     pub fn source(&self) -> PathBuf {
         let name = format!("{}.qcow2", id());
         match self.host {
+            Host::Simulated(..) if self.ceph.is_some() => {
+                let path = self.daemon.import_path(&name);
+                images::random(&path, 1);
+                path
+            }
             Host::Simulated(..) => self.daemon.blank(&name, 1),
             Host::Qemu(_) => {
                 let path = self.daemon.import_path(&name);
@@ -149,7 +174,10 @@ impl Stage {
 
     /// Everything at this moment.
     pub async fn see(&self) -> World {
-        World::see(&self.daemon, self.domains()).await
+        World {
+            ceph: self.ceph.as_ref().map(Looker::look),
+            ..World::see(&self.daemon, self.domains()).await
+        }
     }
 
     /// Asks for something that must be done.

@@ -43,6 +43,55 @@ impl Daemon {
     }
 }
 
+/// The Ceph pools that a pool of kvmlet's is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CephPools {
+    pub images: String,
+    /// Of root volumes that name no other.
+    pub roots: String,
+    /// Of root volumes that name it.
+    pub fast: String,
+    pub data: String,
+}
+
+impl CephPools {
+    /// Those that every cluster has.
+    pub fn usual() -> Self {
+        Self::ending("")
+    }
+
+    /// Others, of which the cluster may have any number; see [`Self::make_in`].
+    pub fn of_their_own(number: usize) -> Self {
+        Self::ending(&format!("-{number:02}"))
+    }
+
+    fn ending(end: &str) -> Self {
+        Self {
+            images: format!("images{end}"),
+            roots: format!("vms{end}"),
+            fast: format!("vms{end}-fast"),
+            data: format!("data{end}"),
+        }
+    }
+
+    /// Makes them.
+    pub fn make_in(&self, cluster: &Cluster) {
+        for pool in self.all() {
+            cluster.make_pool(pool);
+        }
+    }
+
+    /// The names of all.
+    pub fn all(&self) -> [&str; 4] {
+        [&self.images, &self.roots, &self.fast, &self.data]
+    }
+
+    /// The tag that places a root volume in [`Self::fast`].
+    pub fn fast_tag(&self) -> String {
+        format!("ceph::rootPoolName::{}", self.fast)
+    }
+}
+
 /// The cluster; it ends when dropped.
 #[derive(Debug)]
 pub struct Cluster {
@@ -51,8 +100,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one, with the pools images, vms, vms-fast and data.
+    /// Starts one of 4 GiB, with the pools images, vms, vms-fast and data.
     pub fn start() -> Self {
+        Self::start_with_room(4 << 30)
+    }
+
+    /// Starts one that says it has room for so many bytes; only what is written
+    /// takes memory.
+    pub fn start_with_room(bytes: u64) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // Short: a socket's path ends at 107 bytes.
         let folder = PathBuf::from(format!(
@@ -71,6 +126,7 @@ impl Cluster {
             .arg(CLUSTER)
             .arg("run")
             .arg(&folder)
+            .env("CEPH_BYTES", bytes.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -101,6 +157,11 @@ impl Cluster {
     /// The section of kvmlet's configuration for a pool `ceph` on it, with its files
     /// on this host in `scratch`; not the default pool.
     pub fn pool_section(&self, scratch: &Path) -> String {
+        self.section_of(&CephPools::usual(), scratch)
+    }
+
+    /// The same for a pool of other Ceph pools.
+    pub fn section_of(&self, pools: &CephPools, scratch: &Path) -> String {
         format!(
             r#"
 [[pools]]
@@ -109,16 +170,19 @@ kind = "rbd"
 conf = "{conf}"
 user = "kvmlet"
 keyring = "{keyring}"
-image_pool = "images"
-default_root_pool = "vms"
-default_data_pool = "data"
-allowed_root_pools = ["vms*"]
+image_pool = "{images}"
+default_root_pool = "{roots}"
+default_data_pool = "{data}"
+allowed_root_pools = ["{roots}*"]
 trash_expiry = "1h"
 scratch = "{scratch}"
 "#,
             conf = self.conf().display(),
             keyring = self.keyring().display(),
             scratch = scratch.display(),
+            images = pools.images,
+            roots = pools.roots,
+            data = pools.data,
         )
     }
 
@@ -322,12 +386,22 @@ scratch = "{scratch}"
     /// Opens an image (`pool/name`) for writing, as a QEMU on another host would
     /// have it.
     pub fn watch(&self, image: &str) -> Watcher {
+        self.client(image, "watch")
+    }
+
+    /// The same, with the lock of who writes to it: as one of the tools that is
+    /// writing.
+    pub fn lock(&self, image: &str) -> Watcher {
+        self.client(image, "lock")
+    }
+
+    fn client(&self, image: &str, how: &str) -> Watcher {
         // Not by a wrapper: it is killed itself. Its input ends with this process.
         #[allow(clippy::disallowed_methods)] // a test has its own clients
         let mut python = Command::new("/usr/bin/python3");
         python.args(["-c", WATCH]);
         python.arg(self.conf()).arg(self.keyring()).arg(USER);
-        python.args(image.split('/'));
+        python.args(image.split('/')).arg(how);
         let mut process = python
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -361,9 +435,11 @@ impl Drop for Cluster {
 /// Opens an image, tells its own address, and closes when its input ends.
 const WATCH: &str = r#"
 import sys, rados, rbd
-conf, keyring, user, pool, image = sys.argv[1:]
+conf, keyring, user, pool, image, how = sys.argv[1:]
 with rados.Rados(conffile=conf, name=user, conf={"keyring": keyring}) as cluster:
     with cluster.open_ioctx(pool) as pool, rbd.Image(pool, image) as image:
+        if how == "lock":
+            image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
         address = [w["addr"] for w in image.watchers_list() if w["id"] == cluster.get_instance_id()]
         print(address[0], flush=True)
         sys.stdin.read()

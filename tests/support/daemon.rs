@@ -27,6 +27,8 @@ pub struct Setup {
     pub lines: Vec<(&'static str, String)>,
     /// Further whole sections at the end.
     pub more: String,
+    /// The pool for what names none.
+    pub default_pool: &'static str,
     /// Environment of the process, such as `FAILPOINTS`.
     pub environment: Vec<(String, String)>,
     /// A command that becomes the daemon, such as one that changes what it sees.
@@ -41,6 +43,7 @@ impl Default for Setup {
             uri: SIMULATED.to_owned(),
             lines: Vec::new(),
             more: String::new(),
+            default_pool: "default",
             environment: Vec::new(),
             launcher: Vec::new(),
             journal: None,
@@ -98,6 +101,8 @@ impl Setup {
                 }
             }
         }
+        // In another, `more` says it.
+        let default = self.default_pool == "default";
         let other: String = self
             .lines
             .iter()
@@ -110,7 +115,7 @@ impl Setup {
 name = "default"
 kind = "qcow2"
 path = "{home}/pool"
-default = true
+default = {default}
 
 [[pools]]
 name = "other"

@@ -23,3 +23,13 @@ pub fn blank(path: &Path, mib: u64) {
     let (path, size) = (path.to_str().unwrap(), format!("{mib}M"));
     qemu_img(&["create", "-q", "-f", "qcow2", path, &size]);
 }
+
+/// Makes a qcow2 image of `mib` MiB of random bytes.
+pub fn random(path: &Path, mib: u64) {
+    let bytes: Vec<u8> = (0..mib << 20).map(|_| rand::random::<u8>()).collect();
+    let raw = path.with_extension("raw");
+    std::fs::write(&raw, bytes).unwrap();
+    let (from, to) = (raw.to_str().unwrap(), path.to_str().unwrap());
+    qemu_img(&["convert", "-q", "-f", "raw", "-O", "qcow2", from, to]);
+    std::fs::remove_file(raw).unwrap();
+}

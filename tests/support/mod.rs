@@ -9,6 +9,7 @@
 pub mod api;
 pub mod ceph;
 pub mod daemon;
+pub mod holdings;
 pub mod images;
 pub mod invariants;
 pub mod libvirtd;

@@ -1,8 +1,9 @@
 //! Everything that can be seen of a host at one moment: what the API tells, what
-//! libvirt has, and which files there are.
+//! libvirt has, and which files and RBD images there are.
 
 use super::api::Api;
 use super::daemon::Daemon;
+use super::holdings::Holdings;
 use kvmlet::proto::v1::{Image, ListImagesRequest, Operation, Vm};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ pub struct World {
     pub files: BTreeMap<String, String>,
     /// The VMs that have a console log.
     pub consoles: Vec<String>,
+    /// What its Ceph pools hold, if it has such.
+    pub ceph: Option<Holdings>,
 }
 
 /// A domain as libvirt has it.
@@ -39,7 +42,7 @@ pub struct Domain {
     pub saved: bool,
     /// The generation in kvmlet's metadata; `None` without any.
     pub generation: Option<u64>,
-    /// The names of its disks' files, in order.
+    /// The names of its disks' files, or `rbd:pool/image`, in order.
     pub disks: Vec<String>,
     /// Differs each time that it has power anew.
     pub incarnation: String,
@@ -78,6 +81,7 @@ impl World {
             domains,
             files: files.collect(),
             consoles: consoles(&daemon.home().join("console")),
+            ceph: None,
         }
     }
 }
@@ -133,8 +137,7 @@ impl Domain {
                         .parent_element()
                         .is_some_and(|disk| disk.has_tag_name("disk"))
             })
-            .filter_map(|source| source.attribute("file"))
-            .map(|path| path.rsplit('/').next().unwrap_or_default().to_owned());
+            .filter_map(disk_source);
         let seen = Self {
             power,
             saved,
@@ -146,6 +149,15 @@ impl Domain {
         };
         (id.to_owned(), seen)
     }
+}
+
+/// Where a disk is: a file by its name, an RBD image by its pool and name.
+fn disk_source(source: roxmltree::Node<'_, '_>) -> Option<String> {
+    if let Some(path) = source.attribute("file") {
+        return Some(path.rsplit('/').next().unwrap_or_default().to_owned());
+    }
+    let (protocol, name) = (source.attribute("protocol")?, source.attribute("name")?);
+    Some(format!("{protocol}:{name}"))
 }
 
 /// The domains of a libvirt daemon.

@@ -42,10 +42,12 @@ pub(in super::super) fn revert_root(
     given: wire::RevertRootVolumeRequest,
     caller: String,
 ) -> Result<Asked, Fault> {
+    let (generation, validate_only) = (given.expected_generation, given.validate_only);
     Ok(Asked {
-        envelope: envelope(&given.request_id, given.expected_generation, false, caller)?,
+        envelope: envelope(&given.request_id, generation, validate_only, caller)?,
         vm_id: Some(text::required_id("vm_id", &given.vm_id)?),
         request: VmRequest::RevertRootVolume {
+            volume_id: text::id("volume_id", &given.volume_id)?,
             stop_policy: stop_policy(given.stop_policy)?,
             start_after: given.start_after,
         },

@@ -116,7 +116,17 @@ pub async fn create(
             volume.id = wished.volume_id.unwrap_or(former.id);
         }
     }
-    check_files(core, &volumes, former).await?;
+    // A cluster is not asked for ids that were made a moment ago.
+    let wished = std::iter::once(&wish.root_volume).chain(&wish.data_volumes);
+    let chosen: Vec<Volume> = volumes
+        .iter()
+        .zip(wished)
+        .filter(|(volume, wished)| {
+            volume.ceph_pool.is_none() || wished.volume_id.is_some() || former.is_some()
+        })
+        .map(|(volume, _)| volume.clone())
+        .collect();
+    check_files(core, &chosen, former).await?;
     check_room(core, &volumes).await?;
     let nics = nics(core, id, &wish.nics)?;
     check_text(&wish.name, "name")?;

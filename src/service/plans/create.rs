@@ -1,5 +1,6 @@
 //! CreateVm: volumes, domain, and power if it was asked for.
 
+use super::place::verify_place;
 use super::power::StartGuest;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
@@ -53,6 +54,7 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
             ..vm.clone()
         },
     }));
+    plan.extend(verify_place(cell.clone(), vm));
     if start {
         plan.push(Box::new(StartGuest {
             cell,

@@ -7,6 +7,7 @@ mod create;
 mod disks;
 pub(super) mod images;
 pub(super) mod orphans;
+mod place;
 mod power;
 mod remove;
 mod root;

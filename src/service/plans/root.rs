@@ -6,6 +6,7 @@
 //! switched back, and a guest that ran before is started again.
 
 use super::create::{CacheImage, DefineDomain, MakeVolume};
+use super::place::verify_place;
 use super::power::{StartGuest, domain};
 use super::stop::StopFirst;
 use crate::journal::Batch;
@@ -75,6 +76,7 @@ pub(super) fn switch(
         before: before.clone(),
         after: after.clone(),
     }));
+    plan.extend(verify_place(cell.clone(), after));
     if start_after {
         plan.push(Box::new(StartGuest {
             cell,

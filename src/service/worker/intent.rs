@@ -10,7 +10,7 @@ use crate::model::stop::StopPolicy;
 use crate::model::tag;
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
-use crate::model::volume::VolumeAttachment;
+use crate::model::volume::{Volume, VolumeAttachment};
 use crate::service::{admission, sweeper};
 use std::time::Duration;
 
@@ -117,17 +117,25 @@ impl Worker {
                 }
             }
             VmRequest::RevertRootVolume {
+                volume_id,
                 stop_policy,
                 start_after,
             } => {
                 let stop = stop_first(stop_policy)?;
                 let kept = vm.kept_roots().into_iter();
-                let previous = kept.rev().find(|volume| !sweeper::expired(volume));
-                let previous = previous.ok_or_else(|| {
-                    Fault::new(
+                let wanted = |volume: &&Volume| {
+                    !sweeper::expired(volume) && volume_id.is_none_or(|id| volume.id == id)
+                };
+                let previous = kept.rev().find(wanted).ok_or_else(|| match volume_id {
+                    None => Fault::new(
                         Reason::NoPreviousRoot,
                         "no former root volume of the VM is kept",
-                    )
+                    ),
+                    Some(_) => Fault::field(
+                        Reason::NoPreviousRoot,
+                        "volume_id",
+                        "names no former root volume of the VM that is kept",
+                    ),
                 })?;
                 let (id, pool) = (previous.id, previous.pool.clone());
                 let volume = previous.reference();

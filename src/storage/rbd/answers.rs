@@ -26,6 +26,15 @@ pub(super) struct Du {
     pub(super) images: Vec<DuImage>,
 }
 
+impl Du {
+    /// What all of it takes.
+    pub(super) fn used(&self) -> Bytes {
+        self.images.iter().fold(Bytes::ZERO, |sum, image| {
+            sum.saturating_add(image.used_size)
+        })
+    }
+}
+
 /// One line of `rbd du`: the image, or a snapshot of it.
 #[derive(Debug, Deserialize)]
 pub(super) struct DuImage {
@@ -59,14 +68,6 @@ pub(super) struct Child {
     pub(super) image: String,
     #[serde(default)]
     pub(super) trash: bool,
-}
-
-/// One of `rbd ls --long`.
-#[derive(Debug, Deserialize)]
-pub(super) struct Listed {
-    pub(super) image: String,
-    pub(super) size: Bytes,
-    pub(super) snapshot: Option<String>,
 }
 
 /// One of `rbd trash ls --all --long`.

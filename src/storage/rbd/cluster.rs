@@ -227,6 +227,16 @@ impl Cluster {
             .any(|line| line == name))
     }
 
+    /// Proves that a pool's OSDs answer: by one object of it, which `rbd pool init`
+    /// makes. That it is not there is an answer, too.
+    pub(super) fn reach(&self, pool: &str) -> Result<(), StorageError> {
+        let stat = ["--pool", pool, "stat", "rbd_info"];
+        match self.tool("rados", &stat, &Task::within(QUICK)) {
+            Err(error) if error.kind() != StorageErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs `rbd` with these words; the options that end them must be among them.
     pub(super) fn rbd(&self, arguments: &[&str], task: &Task) -> Result<Vec<u8>, StorageError> {
         self.tool("rbd", arguments, task)

@@ -145,10 +145,7 @@ pub(crate) fn size_of(image: &RbdSource, task: &Task) -> Result<(Bytes, Bytes), 
     let du: Du = cluster
         .rbd_json(&image.pool, &["du", &spec])?
         .ok_or_else(gone)?;
-    let used = du.images.iter().fold(Bytes::ZERO, |sum, image| {
-        sum.saturating_add(image.used_size)
-    });
-    Ok((info.size, used))
+    Ok((info.size, du.used()))
 }
 
 /// How `qemu-img` names an RBD image: values have a backslash before what would end

@@ -17,6 +17,7 @@
 mod answers;
 mod cluster;
 mod import;
+mod parts;
 mod trash;
 mod volume;
 
@@ -24,15 +25,14 @@ pub use self::cluster::{CephSecret, Keyring};
 pub(crate) use self::import::{file_name, size_of};
 use self::volume::whole;
 
-use self::answers::{Child, Du, Info, Listed, Snapshot, Status};
+use self::answers::{Child, Du, Info, Snapshot, Status};
 use self::cluster::{Cluster, PoolsState, QUICK};
 use super::durable::make_folder;
 use super::error::{StorageError, StorageErrorKind};
 use super::source::{self, CheckedSource};
 use super::task::Task;
 use super::{
-    Backing, CephPoolState, CephPoolUsage, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal,
-    VolumeFile,
+    Backing, CephPoolUsage, Entry, EntryKind, ImageFile, Pool, PoolUsage, Removal, VolumeFile,
 };
 use crate::faultpoint;
 use crate::model::bytes::Bytes;
@@ -44,7 +44,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// The snapshot of an image that volumes are clones of.
@@ -52,12 +52,18 @@ const BASE: &str = "base";
 const IMAGE: &str = "img-";
 const VOLUME: &str = "vol-";
 const TEMPORARY: &str = "tmp-";
-/// How old the figures of the Ceph pools may be.
-const FRESH: Duration = Duration::from_secs(10);
+/// How old the figures of the Ceph pools may be. They are asked for twice a minute
+/// anyway; asking takes Ceph's tool half a second.
+const FRESH: Duration = Duration::from_secs(60);
+/// How old they may be where a request names the Ceph pool.
+const NAMED: Duration = Duration::from_secs(5);
 /// How old they may be before a pool is said to be missing.
 const SURE: Duration = Duration::from_secs(1);
 /// How old they may be to be shown.
 const SHOWN: Duration = Duration::from_secs(3600);
+/// For how long an image that was seen is taken to be there: whoever makes a volume
+/// from it finds out. That saves a process for each replacement of a root.
+const SEEN: Duration = Duration::from_secs(30);
 
 /// What a pool of Ceph pools is made from.
 #[derive(Debug, Clone)]
@@ -90,9 +96,8 @@ pub struct RbdPool {
     name: String,
     spec: RbdPoolSpec,
     cluster: Cluster,
-    /// What is known of images, which never change. That one is there is not: that
-    /// is known by cloning it.
-    images: Mutex<HashMap<ImageId, ImageFile>>,
+    /// What is known of images, which never change, and when they were seen last.
+    images: Mutex<HashMap<ImageId, (Instant, ImageFile)>>,
 }
 
 impl RbdPool {
@@ -143,13 +148,13 @@ impl RbdPool {
         self.cluster.rbd(arguments, &Task::within(QUICK))
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<ImageId, ImageFile>> {
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<ImageId, (Instant, ImageFile)>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a guest of an image would see.
     fn virtual_size(&self, id: ImageId) -> Result<Bytes, StorageError> {
-        if let Some(known) = self.known().get(&id) {
+        if let Some((_, known)) = self.known().get(&id) {
             return Ok(known.virtual_size);
         }
         let image = self.image(id)?.ok_or_else(|| self.no_image(id))?;
@@ -159,6 +164,12 @@ impl RbdPool {
     fn no_image(&self, id: ImageId) -> StorageError {
         let message = format!("the pool {} has no image {id}", self.name);
         StorageError::new(StorageErrorKind::NotFound, message)
+    }
+
+    /// The space that something takes; none if it is gone.
+    fn used(&self, pool: &str, spec: &str) -> Result<Bytes, StorageError> {
+        let du: Option<Du> = self.cluster.rbd_json(pool, &["du", spec])?;
+        Ok(du.map_or(Bytes::ZERO, |du| du.used()))
     }
 
     /// The clients that have something open.
@@ -178,26 +189,6 @@ impl RbdPool {
         let pool = &self.spec.image_pool;
         let children = self.cluster.rbd_json(pool, &["children", "--all", &base])?;
         Ok(children.unwrap_or_default())
-    }
-
-    /// The Ceph pools in which volumes of this pool may be.
-    fn volume_pools(&self, state: &PoolsState) -> Vec<String> {
-        let all = state.0.keys();
-        let used = all.filter(|name| self.allows(name) || **name == self.spec.data_pool);
-        used.cloned().collect()
-    }
-
-    /// The figures of one Ceph pool.
-    fn usage_of(&self, name: &str) -> Result<(PoolUsage, CephPoolState), StorageError> {
-        for age in [FRESH, SURE] {
-            if let Some(found) = self.cluster.pools(age)?.0.get(name) {
-                return Ok(*found);
-            }
-        }
-        Err(StorageError::new(
-            StorageErrorKind::CephPoolMissing,
-            format!("the cluster has no pool {name}"),
-        ))
     }
 }
 
@@ -234,6 +225,8 @@ impl Pool for RbdPool {
                     format!("the cluster has no pool {name}"),
                 ));
             }
+            // The monitors answer for OSDs that hang.
+            self.cluster.reach(name)?;
         }
         let mut pools = [
             &self.spec.image_pool,
@@ -274,40 +267,17 @@ impl Pool for RbdPool {
                 ),
             ));
         }
-        self.usage_of(wanted)?;
+        self.usage_of(wanted, NAMED)?;
         Ok(Some(wanted.to_owned()))
     }
 
     fn usage(&self, ceph_pool: Option<&str>) -> Result<PoolUsage, StorageError> {
         let pool = ceph_pool.unwrap_or(&self.spec.root_pool);
-        self.usage_of(pool).map(|(usage, _)| usage)
+        self.usage_of(pool, FRESH).map(|(usage, _)| usage)
     }
 
     fn ceph_pools(&self) -> Vec<CephPoolUsage> {
-        let Some(state) = self.cluster.known_pools(SHOWN) else {
-            return Vec::new();
-        };
-        let mut names = self.volume_pools(&state);
-        names.extend([
-            self.spec.image_pool.clone(),
-            self.spec.root_pool.clone(),
-            self.spec.data_pool.clone(),
-        ]);
-        names.sort_unstable();
-        names.dedup();
-        let missing = PoolUsage {
-            capacity: Bytes::ZERO,
-            free: Bytes::ZERO,
-            near_full: false,
-        };
-        names
-            .into_iter()
-            .map(|name| {
-                let found = state.0.get(&name).copied();
-                let (usage, state) = found.unwrap_or((missing, CephPoolState::Missing));
-                CephPoolUsage { name, usage, state }
-            })
-            .collect()
+        self.shown_pools()
     }
 
     fn secret(&self) -> Result<Option<CephSecret>, StorageError> {
@@ -319,23 +289,26 @@ impl Pool for RbdPool {
     }
 
     fn image(&self, id: ImageId) -> Result<Option<ImageFile>, StorageError> {
+        let known = self.known().get(&id).copied();
+        if let Some((seen, file)) = known
+            && seen.elapsed() < SEEN
+        {
+            return Ok(Some(file));
+        }
         let (pool, base) = (&self.spec.image_pool, self.base_spec(id));
         let Some(info) = self.cluster.rbd_json::<Info>(pool, &["info", &base])? else {
             self.known().remove(&id);
             return Ok(None);
         };
-        if let Some(known) = self.known().get(&id) {
-            return Ok(Some(*known));
+        if let Some((_, file)) = known {
+            self.known().insert(id, (Instant::now(), file));
+            return Ok(Some(file));
         }
-        let du: Option<Du> = self.cluster.rbd_json(pool, &["du", &base])?;
-        let used = du.map(|du| du.images).unwrap_or_default();
         let found = ImageFile {
             virtual_size: info.size,
-            actual_size: used.iter().fold(Bytes::ZERO, |sum, image| {
-                sum.saturating_add(image.used_size)
-            }),
+            actual_size: self.used(pool, &base)?,
         };
-        self.known().insert(id, found);
+        self.known().insert(id, (Instant::now(), found));
         Ok(Some(found))
     }
 
@@ -474,11 +447,7 @@ impl Pool for RbdPool {
     fn actual_size(&self, volume: &VolumeRef) -> Result<Option<Bytes>, StorageError> {
         let (pool, spec) = (self.pool_of(volume), self.volume_spec(volume));
         let du: Option<Du> = self.cluster.rbd_json(pool, &["du", &spec])?;
-        Ok(du.map(|du| {
-            du.images.iter().fold(Bytes::ZERO, |sum, image| {
-                sum.saturating_add(image.used_size)
-            })
-        }))
+        Ok(du.map(|du| du.used()))
     }
 
     fn holders(&self, volume: &VolumeRef) -> Result<Vec<String>, StorageError> {
@@ -528,26 +497,26 @@ impl Pool for RbdPool {
 
     fn entries(&self) -> Result<Vec<Entry>, StorageError> {
         let pool = &self.spec.image_pool;
-        let listed: Option<Vec<Listed>> = self.cluster.rbd_json(pool, &["ls", "--long", pool])?;
+        let listed: Option<Vec<String>> = self.cluster.rbd_json(pool, &["ls", pool])?;
         let ours = self.temporary();
-        Ok(listed
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|found| {
-                let kind = match (id_in(IMAGE, &found.image), found.snapshot.as_deref()) {
-                    (Some(id), Some(BASE)) => EntryKind::Image(id),
-                    (None, None) if found.image.starts_with(&ours) => EntryKind::Temporary,
-                    _ => return None,
-                };
-                Some(Entry {
-                    kind,
-                    name: format!("{pool}/{}", found.image),
-                    actual_size: found.size,
-                    modified: None,
-                    generation: 0,
-                })
-            })
-            .collect())
+        let mut entries = Vec::new();
+        for image in listed.unwrap_or_default() {
+            let name = format!("{pool}/{image}");
+            let (kind, actual_size) = match id_in(IMAGE, &image) {
+                // Of those there may be many, and nobody asks what they take.
+                Some(id) => (EntryKind::Image(id), Bytes::ZERO),
+                None if image.starts_with(&ours) => (EntryKind::Temporary, self.used(pool, &name)?),
+                None => continue,
+            };
+            entries.push(Entry {
+                kind,
+                name,
+                actual_size,
+                modified: None,
+                generation: 0,
+            });
+        }
+        Ok(entries)
     }
 
     /// Only what this host is making itself is ever listed as nobody's.

@@ -50,8 +50,17 @@ impl RbdPool {
         backing: &Backing,
     ) -> Result<VolumeFile, StorageError> {
         let (spec, bytes) = (self.volume_spec(volume), format!("{}B", size.get()));
-        self.rbd(&["resize", "--no-progress", "--size", &bytes, &spec])
-            .map_err(|error| self.explain(self.pool_of(volume), error))?;
+        match self.rbd(&["resize", "--no-progress", "--size", &bytes, &spec]) {
+            // EINVAL: somebody who makes the same volume has grown it meanwhile.
+            Err(error) if error.kind() == StorageErrorKind::ToolFailed => {
+                let there = self.volume(volume)?;
+                if there.is_none_or(|there| there.virtual_size != size) {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(self.explain(self.pool_of(volume), error)),
+            Ok(_) => {}
+        }
         Ok(VolumeFile {
             virtual_size: size,
             backing: backing.clone(),
