@@ -26,7 +26,7 @@ const EMPTYING: Duration = Duration::from_secs(3600);
 /// How long a worker waits for what is nice to know.
 const GLANCE: Duration = Duration::from_millis(500);
 /// How long the agent's start waits for a cluster; it goes on without it.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
+const FIRST_LOOK: Duration = Duration::from_secs(12);
 /// For how long a cluster that was found away is not asked again by calls.
 const SPARED: Duration = Duration::from_secs(45);
 /// How often a cluster that is away is looked for.

@@ -225,6 +225,16 @@ pub(super) async fn remove_volume(run: &Run, pool: &str, volume: &VolumeRef) -> 
                     && Instant::now() < until
                     && !run.core.stopping.is_cancelled() =>
             {
+                // Snapshots and clones don't go away by themselves.
+                let place = volume.clone();
+                let holders = run
+                    .core
+                    .pools
+                    .call(pool, move |pool, _| pool.holders(&place))
+                    .await?;
+                if holders.is_empty() {
+                    return Err(fault);
+                }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
             removed => return removed,

@@ -7,7 +7,7 @@ use super::super::CephPoolState;
 use super::super::error::{StorageError, StorageErrorKind};
 use super::super::task::Task;
 use super::answers::Trashed;
-use super::{BASE, IMAGE, NAMED, RbdPool, VOLUME, id_in};
+use super::{BASE, FRESH, IMAGE, RbdPool, SURE, VOLUME, id_in};
 use crate::faultpoint;
 use crate::model::ids::{ImageId, VolumeId};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -29,7 +29,8 @@ impl RbdPool {
             let (pool, _) = spec.split_once('/').unwrap_or_default();
             // To move it is to write, which in a full pool waits; to remove it there
             // and then is not what was configured.
-            if matches!(self.usage_of(pool, NAMED), Ok((_, CephPoolState::Full))) {
+            let is_full = |age| matches!(self.usage_of(pool, age), Ok((_, CephPoolState::Full)));
+            if is_full(FRESH) && is_full(SURE) {
                 let message = format!("the Ceph pool {pool} is full: {spec} can't be moved");
                 return Err(StorageError::new(StorageErrorKind::Full, message));
             }
@@ -39,10 +40,7 @@ impl RbdPool {
         match removed {
             // Somebody else was faster.
             Err(error) if error.kind() == StorageErrorKind::NotFound => Ok(()),
-            removed => {
-                let pool = spec.split('/').next().unwrap_or_default();
-                removed.map_err(|error| self.explain(pool, error))
-            }
+            removed => removed,
         }
     }
 
