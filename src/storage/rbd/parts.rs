@@ -3,7 +3,7 @@
 use super::super::error::{StorageError, StorageErrorKind};
 use super::super::{CephPoolState, CephPoolUsage, PoolUsage};
 use super::cluster::PoolsState;
-use super::{RbdPool, SHOWN, SURE};
+use super::{RbdPool, SHOWN};
 use crate::model::bytes::Bytes;
 use std::time::Duration;
 
@@ -21,15 +21,18 @@ impl RbdPool {
         name: &str,
         age: Duration,
     ) -> Result<(PoolUsage, CephPoolState), StorageError> {
-        for age in [age, SURE] {
-            if let Some(found) = self.cluster.pools(age)?.0.get(name) {
-                return Ok(*found);
-            }
+        if let Some(found) = self.cluster.pools(age)?.0.get(name) {
+            return Ok(*found);
         }
-        Err(StorageError::new(
-            StorageErrorKind::CephPoolMissing,
-            format!("the cluster has no pool {name}"),
-        ))
+        // It may have been made a moment ago: that is quickly asked.
+        self.cluster.needs_pool(name)?;
+        let found = self.cluster.pools(Duration::ZERO)?.0.get(name).copied();
+        found.ok_or_else(|| {
+            StorageError::new(
+                StorageErrorKind::CephPoolMissing,
+                format!("the cluster has no pool {name} any more"),
+            )
+        })
     }
 
     /// Those that are used or may be, as last measured.
