@@ -86,7 +86,7 @@ fn compare(
         Some(cluster) => {
             let scratch = host.path("scratch");
             std::fs::create_dir(&scratch)?;
-            cluster.pool_section(&scratch)
+            format!("{}default = true\n", cluster.pool_section(&scratch))
         }
         None => String::new(),
     };
