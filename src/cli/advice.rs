@@ -52,6 +52,7 @@ fn words(reason: Reason) -> &'static str {
         Reason::OrphanInUse => "Remove what uses it first; it is named above.",
         Reason::OrphanRecorded => "A call for what it is removes it.",
         Reason::Overtaken => "Follow the operation above.",
+        Reason::StartFailed => "See the problem above, if it is there, and the host's log.",
         Reason::VolumeInUse => "End what uses it, then try again; it is named above.",
         Reason::StopPolicyRequired => "Say how to stop the VM, or stop it first.",
         Reason::NetworkNotFound | Reason::ProfileNotFound | Reason::PoolNotFound => {
