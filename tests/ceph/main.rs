@@ -11,7 +11,6 @@ mod contract_cases;
 mod support;
 
 mod guards;
-#[cfg(feature = "failpoints")]
 mod held;
 mod lab;
 mod life;
