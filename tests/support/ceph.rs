@@ -14,10 +14,14 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The script that makes and ends clusters.
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ceph/cluster");
+
+/// How long an OSD that goes on may take to answer.
+const THAWED: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The user that the daemon under test has.
 pub const USER: &str = "client.kvmlet";
@@ -273,6 +277,16 @@ scratch = "{scratch}"
     /// Lets a frozen daemon go on, and waits until it answers.
     pub fn thaw(&self, daemon: Daemon) {
         self.signal(daemon, Signal::SIGCONT);
+        // An OSD that stood still has been seen, rarely, not to go on. Its data is saved
+        // when it is ended.
+        let deadline = Instant::now() + THAWED;
+        while daemon == Daemon::Osd && !self.answers_now(daemon) {
+            if Instant::now() >= deadline {
+                self.kill(daemon);
+                return self.up(daemon);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
         self.wait_until_it_answers(daemon);
     }
 
@@ -283,7 +297,13 @@ scratch = "{scratch}"
     }
 
     fn wait_until_it_answers(&self, daemon: Daemon) {
-        until(&format!("the {} answers", daemon.name()), || match daemon {
+        until(&format!("the {} answers", daemon.name()), || {
+            self.answers_now(daemon)
+        });
+    }
+
+    fn answers_now(&self, daemon: Daemon) -> bool {
+        match daemon {
             Daemon::Mon => self.answers("ceph", &["quorum_status"]),
             Daemon::Mgr => self.answers("ceph", &["pg", "stat"]),
             // A listing of objects needs every placement group of the pool.
@@ -291,7 +311,7 @@ scratch = "{scratch}"
                 .ceph(&["osd", "pool", "ls"])
                 .lines()
                 .all(|pool| self.answers("rados", &["--pool", pool, "ls"])),
-        });
+        }
     }
 
     fn answers(&self, tool: &str, arguments: &[&str]) -> bool {
@@ -509,6 +529,6 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "waited too long for: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
