@@ -126,6 +126,7 @@ fn images(backend: &dyn Backend) {
     let again = source(backend, &pattern(99, 1 << 20));
     let found = pool.put_image(id, &again, &task()).expect("it is there");
     assert_eq!(found.virtual_size, Bytes::mib(3), "it is left as it is");
+    drop(again);
     assert_eq!(Some(found), pool.image(id).expect("looked"));
     assert_eq!(backend.read(&pool.image_source(id)), content);
     let listed = pool.entries().expect("listed");
