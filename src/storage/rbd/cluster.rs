@@ -237,7 +237,7 @@ impl Cluster {
         }
     }
 
-    /// Runs `rbd` with these words; the options that end them must be among them.
+    /// Runs `rbd` with these words.
     pub(super) fn rbd(&self, arguments: &[&str], task: &Task) -> Result<Vec<u8>, StorageError> {
         self.tool("rbd", arguments, task)
     }

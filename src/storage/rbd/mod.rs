@@ -40,7 +40,7 @@ use crate::model::ids::{ImageId, VolumeId};
 use crate::model::image::ImageFormat;
 use crate::model::volume::{DiskSource, PoolKind, RbdSource, VolumeKind, VolumeRef};
 use glob::Pattern;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,7 +57,7 @@ const TEMPORARY: &str = "tmp-";
 const FRESH: Duration = Duration::from_secs(60);
 /// How old they may be where a request names the Ceph pool.
 const NAMED: Duration = Duration::from_secs(5);
-/// How old they may be before a pool is said to be missing.
+/// How old they may be before a pool is said to be full.
 const SURE: Duration = Duration::from_secs(1);
 /// How old they may be to be shown.
 const SHOWN: Duration = Duration::from_secs(3600);
@@ -182,8 +182,7 @@ impl RbdPool {
             .collect())
     }
 
-    /// The volumes and others that are clones of an image; of those in the trash,
-    /// their names with a word about it.
+    /// The volumes and others that are clones of an image, those in the trash included.
     fn children(&self, id: ImageId) -> Result<Vec<Child>, StorageError> {
         let base = self.base_spec(id);
         let pool = &self.spec.image_pool;
@@ -214,11 +213,12 @@ impl Pool for RbdPool {
         make_folder(&self.spec.scratch, 0o700)?;
         self.cluster.prepare()?;
         let state = self.cluster.pools(FRESH)?;
-        for name in [
+        let needed = BTreeSet::from([
             &self.spec.image_pool,
             &self.spec.root_pool,
             &self.spec.data_pool,
-        ] {
+        ]);
+        for name in needed {
             if !state.0.contains_key(name) {
                 return Err(StorageError::new(
                     StorageErrorKind::CephPoolMissing,
@@ -227,17 +227,6 @@ impl Pool for RbdPool {
             }
             // The monitors answer for OSDs that hang.
             self.cluster.reach(name)?;
-        }
-        let mut pools = [
-            &self.spec.image_pool,
-            &self.spec.root_pool,
-            &self.spec.data_pool,
-        ];
-        pools.sort_unstable();
-        for pool in pools.chunk_by(|a, b| a == b).map(|same| same[0]) {
-            // The monitors have answered; that this is not there, an OSD tells.
-            let probe = format!("{pool}/{}probe", self.temporary());
-            self.cluster.rbd_json::<Info>(pool, &["info", &probe])?;
         }
         Ok(())
     }
