@@ -13,6 +13,7 @@ use crate::grpc;
 use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
 use crate::service::core::Readiness;
+use crate::service::feed::{Feed, catch_up};
 use crate::service::gate::Gate;
 use crate::service::hypervisor::Hypervisor;
 use crate::service::images::Images;
@@ -130,6 +131,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
         .clone()
         .run(reconciler, core.stopping.clone());
     core.tasks.spawn(link);
+    core.tasks.spawn(catch_up(core.clone()));
     compare_images(&core).await;
     core.tasks.spawn(sweeper::run(core.clone()));
     core.tasks.spawn(sweeper::await_pools(core.clone()));
@@ -179,7 +181,14 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
     })?;
     listen::make_folder(&config.vms.console_dir).map_err(|error| refusal(1, error))?;
     let gate = Arc::new(Gate::default());
-    let ledger = Arc::new(Ledger::new(Arc::new(journal), gate.clone()));
+    let journal = Arc::new(journal);
+    let feed = Arc::new(Feed::new(
+        journal.clone(),
+        loaded.epoch,
+        loaded.revision,
+        &loaded.told,
+    ));
+    let ledger = Arc::new(Ledger::new(journal, gate.clone()));
     let stopping = CancellationToken::new();
     let core = Arc::new(Core {
         hypervisor: Arc::new(Hypervisor::new(
@@ -189,14 +198,15 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
             gate.clone(),
         )),
         pools: Pools::new(&config, gate.clone(), node),
-        operations: Operations::new(ledger.clone(), stopping.clone()),
+        operations: Operations::new(ledger.clone(), feed.clone(), stopping.clone()),
         vms: Vms::new(config.operations.queue),
-        images: Images::new(loaded.images.clone(), &config.images)
+        images: Images::new(loaded.images.clone(), &config.images, feed.clone())
             .map_err(|fault| refusal(BAD_CONFIGURATION, fault.message))?,
         orphans: Orphans::default(),
         node: NodeIdentity::read(node),
         tasks: TaskTracker::new(),
         ready: watch::Sender::new(Readiness::Starting),
+        feed,
         config,
         gate,
         ledger,

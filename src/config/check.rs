@@ -1,5 +1,6 @@
 //! The keys of the configuration: what each may be, alone and together.
 
+use super::events;
 use super::faults::ConfigFaults;
 use super::pools::{PoolSettings, pools};
 use super::section::{Document, Section, check_path};
@@ -58,6 +59,7 @@ fn root(file: Section<'_>) -> Config {
         log: log(file.section("log")),
         vnc: vnc(file.section("vnc")),
         operations: operations(file.section("operations")),
+        events: events::read(file.section("events")),
         shutdown: shutdown(file.section("shutdown")),
         node,
         hypervisor,

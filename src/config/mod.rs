@@ -8,11 +8,13 @@
 //! bridge is up is for the parts that use them.
 
 mod check;
+mod events;
 mod faults;
 mod pools;
 mod section;
 mod settings;
 
+pub use events::EventSettings;
 pub use faults::{ConfigFaults, Fault};
 pub use pools::{Keyring, PoolBackend, PoolSettings, RbdSettings};
 pub use settings::{

@@ -1,5 +1,6 @@
 //! The checked values, and what they are when nobody sets them.
 
+use super::events::EventSettings;
 use super::pools::PoolSettings;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Hardware};
@@ -37,6 +38,8 @@ pub struct Config {
     pub vnc: VncSettings,
     /// `[operations]`.
     pub operations: OperationSettings,
+    /// `[events]`.
+    pub events: EventSettings,
     /// `[shutdown]`.
     pub shutdown: ShutdownSettings,
 }
@@ -59,6 +62,7 @@ impl Default for Config {
             vms: VmSettings::default(),
             vnc: VncSettings::default(),
             operations: OperationSettings::default(),
+            events: EventSettings::default(),
             shutdown: ShutdownSettings::default(),
         }
     }

@@ -20,5 +20,12 @@ mod server;
 mod status;
 mod vm;
 mod volume;
+mod watch;
+
+/// The model as the wire shows it, for those who send it elsewhere.
+pub(crate) mod wire {
+    pub(crate) use super::convert::event::{resume_point, shown as event};
+    pub(crate) use super::convert::node::shown as node;
+}
 
 pub use server::{Listeners, serve};

@@ -1,10 +1,9 @@
 //! `NodeService`.
 
 use super::call::Call;
-use super::convert::{node, orphan};
+use super::convert::{event, node, orphan};
 use super::edge::Edge;
-use crate::model::fault::Fault;
-use crate::model::reason::Reason;
+use super::watch::{self, Watch};
 use crate::proto::v1 as wire;
 use crate::proto::v1::node_service_server::NodeService;
 use crate::service::node::describe;
@@ -13,13 +12,6 @@ use tonic::{Request, Response, Status};
 
 /// Answers for the host itself.
 pub(super) struct NodeCalls(pub(super) Edge);
-
-fn not_yet<T>(rpc: &str) -> Result<T, Fault> {
-    Err(Fault::new(
-        Reason::NotYet,
-        format!("this version of kvmlet does not have {rpc}"),
-    ))
-}
 
 #[tonic::async_trait]
 impl NodeService for NodeCalls {
@@ -32,14 +24,15 @@ impl NodeService for NodeCalls {
             .await
     }
 
-    type WatchEventsStream = tokio_stream::Empty<Result<wire::WatchEventsResponse, Status>>;
+    type WatchEventsStream = Watch;
 
     async fn watch_events(
         &self,
         request: Request<wire::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        let (call, _) = Call::open("WatchEvents", request);
-        call.read(async { not_yet("WatchEvents") }).await
+        let (call, request) = Call::open("WatchEvents", request);
+        call.read(async { watch::open(&self.0, event::start(request)?) })
+            .await
     }
 
     async fn list_orphans(

@@ -57,6 +57,11 @@ impl VmService for VmCalls {
     ) -> Answer<wire::ListVmsResponse> {
         let (call, request) = Call::open("ListVms", request);
         call.read(async {
+            // Until then, what is shown is not what events tell.
+            self.0.core.feed.settled().await;
+            // Before the list, which so has at least all up to it.
+            let at = self.0.core.feed.position();
+            let (token, at) = page::list_token(&request.page_token, at)?;
             let states = convert::vm::States::read(&request.states, request.show_deleted)?;
             let mut views = self.0.core.vms.list();
             views.retain(|view| {
@@ -71,14 +76,15 @@ impl VmService for VmCalls {
                 &views,
                 |view| convert::vm::id(view),
                 request.page_size,
-                &request.page_token,
+                token,
                 // All of them have a record, or they would have no state.
                 |view| convert::vm::shown(view, host).unwrap_or_default(),
             )?;
             Ok(wire::ListVmsResponse {
                 vms: page.items,
-                next_page_token: page.next,
+                next_page_token: page::next_list_token(page.next, at),
                 total_size: page.total,
+                resume: Some(convert::event::resume_point(at)),
             })
         })
         .await

@@ -1,6 +1,7 @@
 //! Changes that become durable together or not at all.
 
 use super::read::Rebuild;
+use crate::model::event::{Change, Position};
 use crate::model::ids::{ImageId, OperationId, VmId};
 use crate::model::image::Image;
 use crate::model::operation::{Operation, OperationState};
@@ -10,10 +11,25 @@ use rusqlite::{Connection, params};
 use serde::Serialize;
 
 /// Changes that become durable together or not at all, in the given order.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[must_use = "a batch does nothing until it is submitted"]
 pub struct Batch {
     writes: Vec<Write>,
+    announcements: Vec<Announce>,
+}
+
+/// Called with the revision that an event got, once it is durable. It is called
+/// from the writer's thread, in the order of the revisions: it must neither block
+/// nor panic.
+pub type Announce = Box<dyn FnOnce(u64) + Send>;
+
+/// What those who have read an event hold to be true of its thing from then on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Names the thing.
+    pub thing: String,
+    /// A digest of it as it was told; `None`: it is gone, or told for the last time.
+    pub digest: Option<u64>,
 }
 
 /// One change, encoded by the caller's thread to keep the writer's short.
@@ -33,6 +49,15 @@ enum Write {
     PutOperation(Box<OperationRow>),
     Revision(u64),
     Rebuild(Option<String>),
+    Event {
+        time: i64,
+        record: String,
+    },
+    Told(Told),
+    Cursor {
+        sink: String,
+        position: Position,
+    },
 }
 
 /// The name under which a rebuild is kept beside epoch and revision.
@@ -117,17 +142,55 @@ impl Batch {
         self.with(Write::Rebuild(rebuild.map(encode)))
     }
 
-    /// Carries the changes out on `connection`, whose transaction is open.
-    pub(super) fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+    /// Records an event, and what it tells of its thing; it gets the next revision.
+    pub fn put_event(mut self, change: &Change, told: Told, announce: Announce) -> Self {
+        self.announcements.push(announce);
+        self.with(Write::Event {
+            time: column(change.time),
+            record: encode(change),
+        })
+        .with(Write::Told(told))
+    }
+
+    /// Records up to where a sink's receiver has acknowledged.
+    pub fn put_cursor(self, sink: &str, position: Position) -> Self {
+        self.with(Write::Cursor {
+            sink: sink.to_owned(),
+            position,
+        })
+    }
+
+    /// How many events are in it.
+    pub(super) fn events(&self) -> u64 {
+        u64::try_from(self.announcements.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Tells the revisions of its events, of which the first got `first`.
+    pub(super) fn announce(self, first: u64) {
+        for (revision, announce) in (first..).zip(self.announcements) {
+            announce(revision);
+        }
+    }
+
+    /// Carries the changes out on `connection`, whose transaction is open. Its
+    /// events get the revisions after `revision`, which is brought up to the last.
+    pub(super) fn apply(
+        &self,
+        connection: &Connection,
+        revision: &mut u64,
+    ) -> rusqlite::Result<()> {
         for write in &self.writes {
-            write.apply(connection)?;
+            write.apply(connection, revision)?;
+        }
+        if self.events() > 0 {
+            Write::Revision(*revision).apply(connection, revision)?;
         }
         Ok(())
     }
 }
 
 impl Write {
-    fn apply(&self, connection: &Connection) -> rusqlite::Result<()> {
+    fn apply(&self, connection: &Connection, next: &mut u64) -> rusqlite::Result<()> {
         let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| {
             connection.prepare_cached(sql)?.execute(values).map(drop)
         };
@@ -173,7 +236,32 @@ impl Write {
             ),
             Self::Revision(revision) => run(
                 "UPDATE meta SET value = max(value, ?1) WHERE name = 'revision'",
-                params![i64::try_from(*revision).unwrap_or(i64::MAX)],
+                params![number(*revision)],
+            ),
+            Self::Event { time, record } => {
+                *next += 1;
+                run(
+                    "INSERT INTO events (revision, time, record) VALUES (?1, ?2, ?3)",
+                    params![number(*next), time, record],
+                )
+            }
+            Self::Told(Told {
+                thing,
+                digest: Some(digest),
+            }) => run(
+                "INSERT INTO told (thing, digest) VALUES (?1, ?2)
+                 ON CONFLICT (thing) DO UPDATE SET digest = excluded.digest",
+                params![thing, digest.cast_signed()],
+            ),
+            Self::Told(Told {
+                thing,
+                digest: None,
+            }) => run("DELETE FROM told WHERE thing = ?1", params![thing]),
+            Self::Cursor { sink, position } => run(
+                "INSERT INTO cursors (sink, epoch, revision) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (sink) DO UPDATE SET
+                     epoch = excluded.epoch, revision = excluded.revision",
+                params![sink, position.epoch.to_string(), number(position.revision)],
             ),
             Self::Rebuild(Some(state)) => run(
                 "INSERT INTO meta (name, value) VALUES (?1, ?2)
@@ -187,6 +275,11 @@ impl Write {
 
 pub(super) fn encode<T: Serialize>(record: &T) -> String {
     serde_json::to_string(record).expect("records have only strings as keys of their maps")
+}
+
+/// A count as a column.
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// A time as a column; far beyond the year 200,000 all times are alike.

@@ -10,8 +10,9 @@
 //!  callers --read----> a connection of its own (WAL: never waits for a write)
 //! ```
 //!
-//! It does not keep events or decide what is worth recording, and it knows no
-//! tokio: everything here blocks, except [`Journal::submit`].
+//! It gives events their revisions, in the order of the commits and without holes.
+//! It does not decide what is worth recording, and it knows no tokio: everything
+//! here blocks, except [`Journal::submit`].
 
 mod audit;
 mod batch;
@@ -20,16 +21,17 @@ mod outside;
 mod read;
 mod schema;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 pub use audit::{Audit, audit};
-pub use batch::Batch;
 use batch::REBUILD;
+pub use batch::{Announce, Batch, Told};
 pub use error::JournalError;
 pub use outside::export;
 pub use read::{Loaded, OperationQuery, Rebuild};
 
+use crate::model::event::Event;
 use crate::model::ids::{OperationId, RequestId};
 use crate::model::operation::Operation;
 use crate::model::time::Timestamp;
@@ -92,7 +94,7 @@ impl Journal {
 
         let (requests, receiver) = mpsc::sync_channel(QUEUE);
         let counted = Arc::new(Counted::default());
-        let writer = Writer::new(connection, receiver, Arc::clone(&counted));
+        let writer = Writer::new(connection, receiver, Arc::clone(&counted), loaded.revision);
         let writer = std::thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run())?;
@@ -162,6 +164,28 @@ impl Journal {
         self.wait(|done| Request::Prune {
             ended_before,
             keep,
+            done,
+        })
+    }
+
+    /// Reads the events after a revision, in order, at most so many.
+    ///
+    /// # Errors
+    /// If reading fails, or one can't be understood.
+    pub fn events(&self, after: u64, limit: usize) -> Result<Vec<Event>, JournalError> {
+        read::events(&self.reader(), after, limit)
+    }
+
+    /// Forgets events that are older than `before` or not among the last `count`;
+    /// never the last one. Returns how many were forgotten. Which of them are young
+    /// is told by the first that is: those after it stay, whatever their time.
+    ///
+    /// # Errors
+    /// If writing fails; some may be forgotten then.
+    pub fn prune_events(&self, before: Timestamp, count: u64) -> Result<usize, JournalError> {
+        self.wait(|done| Request::PruneEvents {
+            before,
+            count,
             done,
         })
     }

@@ -2,6 +2,7 @@
 
 use super::batch::{REBUILD, column, state_name};
 use super::error::JournalError;
+use crate::model::event::{Change, Event, Position};
 use crate::model::ids::{ImageId, OperationId, RequestId, VmId};
 use crate::model::image::Image;
 use crate::model::operation::{Operation, OperationState};
@@ -10,6 +11,8 @@ use crate::model::vm::Vm;
 use rusqlite::{Connection, OptionalExtension, ToSql, params_from_iter};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// What a journal held when it was opened.
@@ -29,6 +32,11 @@ pub struct Loaded {
     /// What became of the records that this journal did not have when it was
     /// made; `None` when nothing was missing.
     pub rebuild: Option<Rebuild>,
+    /// What those who have read all events hold to be true: each thing with its
+    /// digest.
+    pub told: HashMap<String, u64>,
+    /// How far each sink's receiver has acknowledged.
+    pub cursors: HashMap<String, Position>,
 }
 
 /// What becomes of the records that a journal did not have when it was made.
@@ -98,6 +106,8 @@ pub(super) fn load(connection: &Connection) -> Result<Loaded, JournalError> {
         .map_err(|error| JournalError::Corrupt(format!("the state of its rebuild: {error}")))?;
     Ok(Loaded {
         rebuild,
+        told: told(&transaction)?,
+        cursors: cursors(&transaction)?,
         epoch,
         revision,
         vms: records(
@@ -174,6 +184,62 @@ pub(super) fn operations(
     );
     let values: Vec<&dyn ToSql> = values.iter().map(AsRef::as_ref).collect();
     records(connection, "operation", &sql, &values)
+}
+
+/// The events after a revision, in order, at most so many.
+pub(super) fn events(
+    connection: &Connection,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Event>, JournalError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT revision, record FROM events WHERE revision > ?1 ORDER BY revision LIMIT ?2",
+    )?;
+    let (after, limit) = (
+        i64::try_from(after).unwrap_or(i64::MAX),
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    );
+    let mut rows = statement.query([after, limit])?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        let revision = u64::try_from(row.get::<_, i64>(0)?).unwrap_or_default();
+        let record = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
+        let change: Change = serde_json::from_str(record)
+            .map_err(|error| JournalError::Corrupt(format!("the event {revision}: {error}")))?;
+        events.push(Event {
+            revision,
+            change: Arc::new(change),
+        });
+    }
+    Ok(events)
+}
+
+fn told(connection: &Connection) -> Result<HashMap<String, u64>, JournalError> {
+    let mut statement = connection.prepare("SELECT thing, digest FROM told")?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn cursors(connection: &Connection) -> Result<HashMap<String, Position>, JournalError> {
+    let mut statement = connection.prepare("SELECT sink, epoch, revision FROM cursors")?;
+    let rows = statement.query_map([], |row| {
+        Ok((
+            row.get::<_, String>(0)?,
+            row.get::<_, String>(1)?,
+            row.get::<_, i64>(2)?,
+        ))
+    })?;
+    let mut cursors = HashMap::new();
+    for row in rows {
+        let (sink, epoch, revision) = row?;
+        // One that can't be read is none: its receiver gets a snapshot.
+        if let (Ok(epoch), Ok(revision)) = (Uuid::try_parse(&epoch), u64::try_from(revision)) {
+            cursors.insert(sink, Position { epoch, revision });
+        }
+    }
+    Ok(cursors)
 }
 
 /// What is wrong with the file, in SQLite's words; nothing if all is well.

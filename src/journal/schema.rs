@@ -23,7 +23,8 @@ pub(super) type Migration = &'static str;
 /// Ids are hyphenated text and times microseconds, so that an administrator
 /// can read them with `sqlite3`. Columns beside `record` repeat what is
 /// searched for; the record alone is the truth.
-pub(super) const MIGRATIONS: &[Migration] = &["
+pub(super) const MIGRATIONS: &[Migration] = &[
+    "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
         value ANY NOT NULL
@@ -60,7 +61,29 @@ pub(super) const MIGRATIONS: &[Migration] = &["
         WHERE request_id IS NOT NULL;
     CREATE INDEX operations_ended ON operations (end_time) WHERE end_time IS NOT NULL;
     CREATE INDEX operations_live ON operations (create_time, id) WHERE end_time IS NULL;
-"];
+",
+    "
+    CREATE TABLE events (
+        revision INTEGER PRIMARY KEY,
+        time INTEGER NOT NULL,
+        record TEXT NOT NULL
+    ) STRICT;
+
+    -- What those who have read all events hold to be true: a digest of the last
+    -- one of each thing.
+    CREATE TABLE told (
+        thing TEXT PRIMARY KEY,
+        digest INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    -- How far each sink's receiver has acknowledged.
+    CREATE TABLE cursors (
+        sink TEXT PRIMARY KEY,
+        epoch TEXT NOT NULL,
+        revision INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// The version that this program writes.
 pub(super) fn newest() -> i64 {

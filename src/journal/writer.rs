@@ -25,6 +25,11 @@ pub(super) enum Request {
         keep: HashSet<OperationId>,
         done: Done<usize>,
     },
+    PruneEvents {
+        before: Timestamp,
+        count: u64,
+        done: Done<usize>,
+    },
 }
 
 impl Request {
@@ -32,7 +37,7 @@ impl Request {
     pub(super) fn refuse(self, error: JournalError) {
         match self {
             Self::Write(_, done) => done(Err(error)),
-            Self::Prune { done, .. } => done(Err(error)),
+            Self::Prune { done, .. } | Self::PruneEvents { done, .. } => done(Err(error)),
         }
     }
 }
@@ -46,6 +51,8 @@ pub(super) struct Writer {
     connection: Connection,
     requests: Receiver<Request>,
     counted: Arc<Counted>,
+    /// The last one that was given out.
+    revision: u64,
 }
 
 /// What was made durable since the journal was opened.
@@ -60,11 +67,13 @@ impl Writer {
         connection: Connection,
         requests: Receiver<Request>,
         counted: Arc<Counted>,
+        revision: u64,
     ) -> Self {
         Self {
             connection,
             requests,
             counted,
+            revision,
         }
     }
 
@@ -85,6 +94,14 @@ impl Writer {
                         self.write(std::mem::take(&mut group));
                         done(self.prune(ended_before, &keep));
                     }
+                    Request::PruneEvents {
+                        before,
+                        count,
+                        done,
+                    } => {
+                        self.write(std::mem::take(&mut group));
+                        done(self.prune_events(before, count));
+                    }
                 }
                 next = (group.len() < GROUP)
                     .then(|| self.requests.try_recv().ok())
@@ -98,29 +115,46 @@ impl Writer {
     fn write(&mut self, group: Vec<(Batch, Done<()>)>) {
         if group.len() > 1 {
             match self.commit(group.iter().map(|(batch, _)| batch)) {
-                Ok(()) => return group.into_iter().for_each(|(_, done)| done(Ok(()))),
+                Ok(first) => {
+                    let mut next = first;
+                    for (batch, done) in group {
+                        let events = batch.events();
+                        batch.announce(next);
+                        next += events;
+                        done(Ok(()));
+                    }
+                    return;
+                }
                 Err(error) => {
                     tracing::debug!(%error, batches = group.len(), "writing each batch by itself");
                 }
             }
         }
         for (batch, done) in group {
-            done(self.commit([&batch]));
+            done(
+                self.commit([&batch])
+                    .map(|revision| batch.announce(revision)),
+            );
         }
     }
 
+    /// Makes batches durable as one. Returns the revision of their first event.
     fn commit<'b>(
         &mut self,
         batches: impl IntoIterator<Item = &'b Batch>,
-    ) -> Result<(), JournalError> {
+    ) -> Result<u64, JournalError> {
+        let mut revision = self.revision;
         let count = self.transaction(|connection| {
             batches.into_iter().try_fold(0, |count, batch| {
-                batch.apply(connection)?;
+                batch.apply(connection, &mut revision)?;
                 Ok(count + 1)
             })
         })?;
+        let first = self.revision + 1;
+        // Only what is durable was given out: what failed leaves no hole.
+        self.revision = revision;
         self.counted.batches.fetch_add(count, Ordering::Relaxed);
-        Ok(())
+        Ok(first)
     }
 
     fn transaction<T>(
@@ -137,6 +171,18 @@ impl Writer {
         Ok(result)
     }
 
+    fn prune_events(&mut self, before: Timestamp, count: u64) -> Result<usize, JournalError> {
+        let mut pruned = 0;
+        loop {
+            let some =
+                self.transaction(|connection| prune_some_events(connection, before, count))?;
+            pruned += some;
+            if some < PRUNED_AT_ONCE {
+                return Ok(pruned);
+            }
+        }
+    }
+
     fn prune(
         &mut self,
         ended_before: Timestamp,
@@ -151,6 +197,30 @@ impl Writer {
             }
         }
     }
+}
+
+/// Removes some of the events that are older than `before`, or not among the last
+/// `count`; zero when there is no more. The last one always stays.
+fn prune_some_events(
+    connection: &Connection,
+    before: Timestamp,
+    count: u64,
+) -> rusqlite::Result<usize> {
+    let count = i64::try_from(count.max(1)).unwrap_or(i64::MAX);
+    let limit = i64::try_from(PRUNED_AT_ONCE).unwrap_or(i64::MAX);
+    // Clocks are set; revisions are not. So the oldest that is young enough keeps
+    // all that came after it.
+    connection
+        .prepare_cached(
+            "DELETE FROM events WHERE revision IN (
+                 SELECT revision FROM events
+                 WHERE revision <= (SELECT max(revision) FROM events) - ?2
+                    OR revision < (SELECT coalesce(
+                           (SELECT min(revision) FROM events WHERE time >= ?1),
+                           (SELECT max(revision) FROM events)))
+                 ORDER BY revision LIMIT ?3)",
+        )?
+        .execute(params![column(before), count, limit])
 }
 
 /// Removes some of what is to be removed; zero when there is no more.

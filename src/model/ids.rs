@@ -84,6 +84,10 @@ id!(
     /// A caller's own id for one request, for safe repeats.
     RequestId
 );
+id!(
+    /// A sequence of events: a journal's life.
+    EpochId
+);
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@
 //! adapters and the use cases speak in these types; the wire has its own.
 
 pub mod bytes;
+pub mod event;
 pub mod fault;
 pub mod hardware;
 pub mod ids;
@@ -17,5 +18,6 @@ pub mod request;
 pub mod stop;
 pub mod tag;
 pub mod time;
+pub mod view;
 pub mod vm;
 pub mod volume;

@@ -284,7 +284,8 @@ pub enum PlanAction {
 }
 
 /// What an operation does, without its particulars.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OperationKind {
     /// CreateVm.
     CreateVm,

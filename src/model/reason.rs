@@ -225,6 +225,9 @@ reasons! {
         "Another operation removes the orphan."; "Wait for metadata.operation_id.".
     StaleGeneration "STALE_GENERATION" Aborted:
         "The VM or orphan has changed since it was read."; "Read it again and decide anew.".
+    ReaderTooSlow "READER_TOO_SLOW" Aborted:
+        "The reader of a stream took nothing of what was there for it, for too long.";
+        "Watch again from the last revision that was read.".
 
     PoolFull "POOL_FULL" ResourceExhausted:
         "The pool has not enough free space."; "Make room, or use another pool.".
@@ -237,6 +240,9 @@ reasons! {
         "The host has not enough processors left."; "Use another host, or stop a VM.".
     QueueFull "QUEUE_FULL" ResourceExhausted:
         "Too many requests wait already."; "Try again after the given delay.".
+    TooManyWatchers "TOO_MANY_WATCHERS" ResourceExhausted:
+        "Too many streams of events are open already.";
+        "Close one, or raise events.watchers in the configuration.".
 
     Starting "STARTING" Unavailable:
         "The agent has not finished its first look at the host."; "Try again shortly.".

@@ -6,81 +6,52 @@
 //! look over a new connection. Everyone may read the [`View`], which is always
 //! whole.
 
-use crate::libvirt::VncEndpoint;
+use crate::model::event::Cause;
 use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, VmId, VolumeId};
-use crate::model::lifecycle::{self, Observed, PauseCause, Resting, Seen, StateReason};
+use crate::model::lifecycle::{self, Observed, PauseCause, Seen};
 use crate::model::operation::OperationKind;
 use crate::model::time::Timestamp;
+use crate::model::view::View;
 use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
+use crate::service::feed::Feed;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
-/// A VM as readers see it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct View {
-    /// Its record; `None` before it is made and after it is expunged.
-    pub vm: Option<Vm>,
-    /// The operation that holds it, and what that does.
-    pub current: Option<(OperationId, OperationKind)>,
-    /// Where its display listens, while it has power.
-    pub vnc: Option<VncEndpoint>,
-    /// Whether libvirt is away.
-    pub away: bool,
-}
-
-impl View {
-    /// The state that the VM rests in, apart from what an operation does to it.
-    pub fn resting(&self) -> Option<(Resting, StateReason)> {
-        self.vm
-            .as_ref()
-            .map(|vm| lifecycle::resting(vm.life, vm.seen, self.away))
-    }
-
-    /// Whether the VM has power, or is about to get it.
-    pub fn claims_host(&self) -> bool {
-        let powered = self
-            .vm
-            .as_ref()
-            .is_some_and(|vm| vm.seen.resting.has_power());
-        let starting = matches!(
-            self.current,
-            Some((
-                _,
-                OperationKind::StartVm
-                    | OperationKind::CreateVm
-                    | OperationKind::ReplaceRootVolume
-                    | OperationKind::RevertRootVolume
-            ))
-        );
-        powered || starting
-    }
-}
-
 /// One VM's record with what is seen of it.
-#[derive(Debug)]
 pub struct Cell {
     /// The VM.
     pub id: VmId,
+    feed: Arc<Feed>,
     inner: Mutex<View>,
     view: watch::Sender<Arc<View>>,
     dirty: AtomicBool,
     bell: Notify,
     no_space: AtomicBool,
+    looked: AtomicBool,
+    /// The operation that asked the guest to restart, until it has or should have.
+    restart: Mutex<Option<(OperationId, Instant)>>,
 }
 
+/// How long after it was asked a guest may restart and it is still for that.
+const RESTART: Duration = Duration::from_secs(300);
+
 impl Cell {
-    /// A cell with what is known at first.
-    pub fn new(id: VmId, first: View) -> Self {
+    /// A cell with what is known at first, and the feed that its changes go to.
+    pub fn new(id: VmId, first: View, feed: Arc<Feed>) -> Self {
         Self {
             id,
+            feed,
             view: watch::Sender::new(Arc::new(first.clone())),
             inner: Mutex::new(first),
             dirty: AtomicBool::new(false),
             bell: Notify::new(),
             no_space: AtomicBool::new(false),
+            looked: AtomicBool::new(false),
+            restart: Mutex::default(),
         }
     }
 
@@ -113,14 +84,48 @@ impl Cell {
         Ok(self.vm()?.root().map(|root| root.id))
     }
 
-    /// Changes the cell and publishes it, if anything has changed.
+    /// Changes the cell and publishes it, if anything has changed; then tells of it.
     pub fn change(&self, change: impl FnOnce(&mut View)) {
         let mut inner = self.lock();
         let before = inner.clone();
         change(&mut inner);
         if *inner != before {
-            self.view.send_replace(Arc::new(inner.clone()));
+            let after = Arc::new(inner.clone());
+            if let Some((id, OperationKind::RebootVm | OperationKind::ResetVm)) = after.current
+                && before.current != after.current
+            {
+                *lock(&self.restart) = Some((id, Instant::now()));
+            }
+            self.view.send_replace(after.clone());
+            self.feed.tell_vm(self.id, &before, &after);
         }
+    }
+
+    /// Tells that the guest has restarted.
+    pub fn tell_restart(&self) {
+        let _order = self.lock();
+        let asked = lock(&self.restart).take();
+        let cause = match asked {
+            Some((id, at)) if at.elapsed() < RESTART => Cause::operation(id),
+            Some(_) | None => Cause::REBOOT,
+        };
+        self.feed.tell_happened(self.id, &self.view(), cause);
+    }
+
+    /// Tells of the VM as it is, if what was told differs.
+    pub fn tell_again(&self) {
+        let _order = self.lock();
+        self.feed.tell_again(self.id, &self.view());
+    }
+
+    /// Notes that its domain and its display were looked at.
+    pub fn note_look(&self) {
+        self.looked.store(true, Ordering::Release);
+    }
+
+    /// Whether they ever were.
+    pub fn was_looked_at(&self) -> bool {
+        self.looked.load(Ordering::Acquire)
     }
 
     /// Changes the record, if there is one, and publishes it.
@@ -212,6 +217,10 @@ impl Cell {
     }
 
     fn lock(&self) -> MutexGuard<'_, View> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,6 @@
 //! Invariant: a VNC password exists in QEMU and in one answer, nowhere else. A
 //! display is locked until one is set, and again when its time has passed.
 
-use super::cell::View;
 use super::core::Core;
 use super::gate::Lane;
 use super::operations::now;
@@ -13,6 +12,7 @@ use crate::model::ids::VmId;
 use crate::model::lifecycle::Resting;
 use crate::model::reason::Reason;
 use crate::model::time::Timestamp;
+use crate::model::view::View;
 use rand::seq::IndexedRandom;
 use std::fmt;
 use std::sync::Arc;

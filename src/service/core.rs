@@ -1,5 +1,6 @@
 //! All parts of the service, in one place that can be shared.
 
+use super::feed::Feed;
 use super::gate::Gate;
 use super::hypervisor::Hypervisor;
 use super::images::Images;
@@ -42,6 +43,8 @@ pub struct Core {
     pub pools: Pools,
     /// The journal.
     pub ledger: Arc<Ledger>,
+    /// Every change, as an event.
+    pub feed: Arc<Feed>,
     /// Operations.
     pub operations: Operations,
     /// VMs.

@@ -14,6 +14,7 @@ use super::orphans::Records;
 use crate::config::PoolSettings;
 use crate::journal::Batch;
 use crate::model::bytes::Bytes;
+use crate::model::event::Cause;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
 use crate::model::image::{Image, ImageState};
@@ -93,10 +94,13 @@ pub async fn make_room(core: &Arc<Core>, pool: &str, coming: Bytes) -> Result<()
 /// with others, at the next sweep.
 pub fn note_use(core: &Core, id: ImageId) {
     if let Ok(image) = core.images.get(id) {
-        core.images.set(&Image {
-            last_use_time: Some(now()),
-            ..image
-        });
+        core.images.set(
+            &Image {
+                last_use_time: Some(now()),
+                ..image
+            },
+            Cause::AGENT,
+        );
         core.images.used().insert(id);
     }
 }

@@ -7,12 +7,14 @@
 use super::core::Core;
 use super::ending;
 use super::fault::{chain, from_source, internal};
+use super::feed::Feed;
 use super::operations::{Claim, LiveOperation, fingerprint, first_difference, new_operation};
 use super::plan::{self, Plan, Run};
 use super::{plans, preview};
 use crate::config::ImageSettings;
 use crate::journal::Batch;
 use crate::model::bytes::Bytes;
+use crate::model::event::Cause;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
 use crate::model::image::{Image, ImageState};
@@ -28,6 +30,7 @@ use tracing::Instrument;
 /// All images.
 pub struct Images {
     known: Mutex<BTreeMap<ImageId, Known>>,
+    feed: Arc<Feed>,
     /// Held from the look at what is known until an operation holds the image, so
     /// that whoever comes next with the same id finds it. Taken before the VMs'.
     admission: tokio::sync::Mutex<()>,
@@ -50,7 +53,11 @@ impl Images {
     ///
     /// # Errors
     /// A configured URL prefix that is no URL.
-    pub fn new(images: Vec<Image>, settings: &ImageSettings) -> Result<Self, Fault> {
+    pub fn new(
+        images: Vec<Image>,
+        settings: &ImageSettings,
+        feed: Arc<Feed>,
+    ) -> Result<Self, Fault> {
         let known = images
             .into_iter()
             .map(|image| {
@@ -77,6 +84,7 @@ impl Images {
             stall_timeout: settings.download_stall,
         };
         Ok(Self {
+            feed,
             known: Mutex::new(known),
             admission: tokio::sync::Mutex::default(),
             eviction: tokio::sync::Mutex::default(),
@@ -128,11 +136,20 @@ impl Images {
         Err(Fault::field(Reason::ImageNotReady, field, problem).with("image_id", id))
     }
 
-    /// Replaces what is known of an image.
-    pub fn set(&self, image: &Image) {
-        if let Some(known) = self.lock().get_mut(&image.id) {
+    /// Replaces what is known of an image, and tells of it.
+    pub fn set(&self, image: &Image, cause: Cause) {
+        let mut all = self.lock();
+        if let Some(known) = all.get_mut(&image.id) {
             known.image = image.clone();
+            self.feed.tell_image(image.id, Some(image), cause);
         }
+    }
+
+    /// Tells of an image as it is, if what was told differs.
+    pub fn tell(&self, id: ImageId, cause: Cause) {
+        let all = self.lock();
+        let image = all.get(&id).map(|known| &known.image);
+        self.feed.tell_image(id, image, cause);
     }
 
     pub(super) fn used(&self) -> MutexGuard<'_, HashSet<ImageId>> {
@@ -167,6 +184,7 @@ pub async fn take_in(
     let mut known = core.images.lock();
     for (image, _) in unknown {
         let current = None;
+        core.feed.tell_image(image.id, Some(&image), Cause::AGENT);
         known.insert(image.id, Known { image, current });
     }
     Ok(())
@@ -445,7 +463,7 @@ async fn decide_delete(
         state: ImageState::Deleting,
         ..image.clone()
     };
-    core.images.set(&marked);
+    core.images.set(&marked, Cause::operation(operation.id));
     drop(admission);
     match core
         .operations
@@ -458,7 +476,7 @@ async fn decide_delete(
             Ok(answer)
         }
         Err(fault) => {
-            core.images.set(&image);
+            core.images.set(&image, Cause::AGENT);
             Err(fault)
         }
     }
@@ -489,6 +507,7 @@ pub fn begin(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
     if let Some(known) = core.images.lock().get_mut(&id) {
         known.current = Some(live.clone());
     }
+    core.images.tell(id, Cause::operation(live.id()));
     let span = tracing::info_span!("operation", image_id = %id, operation_id = %live.id());
     let task = core.clone();
     core.tasks
@@ -563,6 +582,8 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
             }
             _ => drop(known.remove(&id)),
         }
+        let cause = Cause::operation(operation.id);
+        core.feed.tell_image(id, image.as_ref(), cause);
     };
     ending::record(core, &live, &operation, changes, publish).await;
 }

@@ -7,6 +7,7 @@
 use super::fault::{chain, from_journal, internal};
 use super::gate::{Gate, Lane};
 use crate::journal::{Batch, Journal, JournalError, OperationQuery};
+use crate::model::event::Event;
 use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, RequestId};
 use crate::model::operation::Operation;
@@ -124,6 +125,23 @@ impl Ledger {
         keep: HashSet<OperationId>,
     ) -> Result<usize, Fault> {
         self.read(move |journal| journal.prune_operations(ended_before, &keep))
+            .await
+    }
+
+    /// Reads the events after a revision, in order, at most so many.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn events(&self, after: u64, limit: usize) -> Result<Vec<Event>, Fault> {
+        self.read(move |journal| journal.events(after, limit)).await
+    }
+
+    /// Forgets events that are older than `before` or not among the last `count`.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`.
+    pub async fn prune_events(&self, before: Timestamp, count: u64) -> Result<usize, Fault> {
+        self.read(move |journal| journal.prune_events(before, count))
             .await
     }
 

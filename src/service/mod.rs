@@ -16,6 +16,7 @@ pub mod core;
 pub mod domains;
 mod ending;
 pub mod fault;
+pub mod feed;
 pub mod gate;
 pub mod hypervisor;
 pub mod image_cache;

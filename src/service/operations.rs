@@ -5,6 +5,7 @@
 //! as long as its operation is kept.
 
 use super::fault::internal;
+use super::feed::Feed;
 use super::ledger::Ledger;
 use super::plan::injected;
 use crate::faultpoint;
@@ -170,7 +171,10 @@ struct Live {
 /// All operations.
 pub struct Operations {
     ledger: Arc<Ledger>,
+    feed: Arc<Feed>,
     live: Mutex<Live>,
+    /// How many are at work.
+    count: watch::Sender<usize>,
     stopping: CancellationToken,
 }
 
@@ -203,9 +207,11 @@ impl Drop for ClaimGuard<'_> {
 
 impl Operations {
     /// No operations at work yet.
-    pub fn new(ledger: Arc<Ledger>, stopping: CancellationToken) -> Self {
+    pub fn new(ledger: Arc<Ledger>, feed: Arc<Feed>, stopping: CancellationToken) -> Self {
         Self {
             ledger,
+            feed,
+            count: watch::Sender::new(0),
             live: Mutex::default(),
             stopping,
         }
@@ -275,6 +281,7 @@ impl Operations {
         }
         let opened = Arc::new(LiveOperation::new(operation, resumed));
         live.by_id.insert(id, opened.clone());
+        self.count.send_replace(live.by_id.len());
         opened
     }
 
@@ -286,6 +293,7 @@ impl Operations {
         {
             live.by_request.remove(&request);
         }
+        self.count.send_replace(live.by_id.len());
     }
 
     /// Makes blocking calls of all operations return early, without cancelling
@@ -294,6 +302,18 @@ impl Operations {
         for live in lock(&self.live).by_id.values() {
             live.cancelled.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// How many are at work, now and later.
+    pub fn begun(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// Those that are at work, the oldest first.
+    pub fn all_live(&self) -> Vec<Arc<LiveOperation>> {
+        let mut all: Vec<_> = lock(&self.live).by_id.values().cloned().collect();
+        all.sort_by_key(|live| live.id());
+        all
     }
 
     /// How many are at work.
@@ -314,16 +334,29 @@ impl Operations {
         let batch = batch.put_operation(&operation);
         injected(faultpoint::reach(&format!("{kind}.begin.before")).await)?;
         let opened = self.open(operation);
+        // Both or none: an operation that began was told of.
+        let batch = self.feed.tell_with(batch, &opened.get());
         match self.ledger.commit(batch).await {
             Ok(()) => {
                 faultpoint::reach(&format!("{kind}.begin.after")).await;
                 Ok(opened)
             }
             Err(fault) => {
+                self.feed.untell(opened.id());
                 self.close(opened.id());
                 Err(fault)
             }
         }
+    }
+
+    /// Records an operation that was over when it began, and tells of it.
+    ///
+    /// # Errors
+    /// `JOURNAL_UNAVAILABLE`; then there is no such operation.
+    pub async fn record_ended(&self, operation: &Arc<Operation>) -> Result<(), Fault> {
+        let batch = Batch::new().put_operation(operation);
+        let batch = self.feed.tell_with(batch, operation);
+        self.ledger.commit(batch).await
     }
 
     /// Records the end of an operation, with other changes, as one; then calls
@@ -348,6 +381,7 @@ impl Operations {
         faultpoint::reach(&format!("{kind}.end.after")).await;
         publish();
         live.change(|operation| *operation = ended);
+        self.feed.tell_operation(&live.get());
         self.close(live.id());
         Ok(())
     }

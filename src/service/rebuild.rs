@@ -12,7 +12,6 @@
 //! state has the reason JOURNAL_LOST, an image has no name and no source, and the
 //! condition JournalComplete is false for a while.
 
-use super::cell::View;
 use super::core::Core;
 use super::domains::{domain_name, observed};
 use super::fault::chain;
@@ -30,6 +29,7 @@ use crate::model::operation::{Intent, Operation, OperationResult, OperationState
 use crate::model::reason::Reason;
 use crate::model::request::ImportImage;
 use crate::model::time::Timestamp;
+use crate::model::view::View;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::VolumeAttachment;
 use crate::storage::{EntryKind, ImageFile};

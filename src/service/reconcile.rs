@@ -5,7 +5,6 @@
 //! is gone); an orphan (ours by its metadata, but not recorded: told, and left to
 //! `service::orphans`); foreign (never touched at all).
 
-use super::cell::View;
 use super::core::{Core, Readiness};
 use super::domains::observed;
 use super::ending;
@@ -19,11 +18,13 @@ use super::vms::adopt;
 use super::{images, node, orphans, plans, rebuild};
 use crate::journal::{Batch, Loaded, Rebuild};
 use crate::libvirt::{DomainChange, DomainEvent, DomainState, IoErrorAction};
+use crate::model::event::Cause;
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VmId};
 use crate::model::image::{Image, ImageState};
 use crate::model::operation::{Intent, Operation};
 use crate::model::reason::Reason;
+use crate::model::view::View;
 use crate::storage::EntryKind;
 use async_trait::async_trait;
 use std::collections::{HashMap, HashSet};
@@ -244,6 +245,9 @@ impl Observer for Reconciler {
             {
                 cell.note_no_space();
             }
+            if event.what == DomainChange::Rebooted {
+                cell.tell_restart();
+            }
             cell.touch();
         }
     }
@@ -302,7 +306,7 @@ pub async fn compare_images(core: &Arc<Core>) {
         if state != image.state {
             tracing::warn!(image_id = %id, ?state, "an image's file is not as recorded");
             let changed = Image { state, ..image };
-            core.images.set(&changed);
+            core.images.set(&changed, Cause::AGENT);
             if let Err(fault) = core.ledger.commit(Batch::new().put_image(&changed)).await {
                 tracing::warn!(error = chain(&fault), "what was seen is not recorded");
             }

@@ -8,6 +8,7 @@ use super::fault::chain;
 use super::{image_cache, node, secrets, vms};
 use crate::model::ids::VmId;
 use crate::model::request::{Envelope, VmRequest};
+use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
 use std::collections::HashSet;
@@ -78,6 +79,7 @@ async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
     }
     expunge_expired(core, tried).await;
     tidy(core, all);
+    forget_events(core).await;
     if let Some(before) = proven_now()
         .0
         .checked_sub(micros(core.config.operations.keep))
@@ -89,15 +91,25 @@ async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
             .iter()
             .map(|image| image.imported_by)
             .collect();
-        match core
-            .ledger
-            .prune(crate::model::time::Timestamp(before), keep)
-            .await
-        {
+        match core.ledger.prune(Timestamp(before), keep).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "old operations were forgotten"),
             Err(fault) => tracing::warn!(error = chain(&fault), "old operations stay"),
         }
+    }
+}
+
+/// Forgets events that have been kept as long, and as many, as is configured.
+async fn forget_events(core: &Core) {
+    let settings = &core.config.events;
+    let before = proven_now().0.saturating_sub(micros(settings.keep));
+    let pruned = core
+        .ledger
+        .prune_events(Timestamp(before), settings.keep_count)
+        .await;
+    match pruned {
+        Ok(count) => tracing::debug!(count, "old events were forgotten"),
+        Err(fault) => tracing::warn!(error = chain(&fault), "old events stay"),
     }
 }
 

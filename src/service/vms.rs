@@ -1,6 +1,6 @@
 //! All VMs: who owns each, and the way in for requests and readers.
 
-use super::cell::{Cell, View};
+use super::cell::Cell;
 use super::core::Core;
 use super::operations::{Claim, LiveOperation, fingerprint};
 use super::worker::{self, Asked, Incoming};
@@ -9,6 +9,7 @@ use crate::model::ids::{ImageId, VmId};
 use crate::model::operation::Operation;
 use crate::model::reason::Reason;
 use crate::model::request::{Envelope, VmRequest};
+use crate::model::view::View;
 use crate::service::fault::internal;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -114,7 +115,7 @@ pub fn adopt(core: &Arc<Core>, first: View, id: VmId, unfinished: Option<Arc<Liv
         .unwrap_or_else(PoisonError::into_inner);
     owned
         .entry(id)
-        .or_insert_with(|| start(core, Cell::new(id, first), unfinished));
+        .or_insert_with(|| start(core, Cell::new(id, first, core.feed.clone()), unfinished));
 }
 
 fn start(core: &Arc<Core>, cell: Cell, unfinished: Option<Arc<LiveOperation>>) -> Owned {

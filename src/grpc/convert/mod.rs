@@ -6,10 +6,11 @@
 //! match wherever the model has a choice.
 
 pub(super) mod create;
+pub(crate) mod event;
 pub(super) mod hardware;
 pub(super) mod image;
 pub(super) mod nic;
-pub(super) mod node;
+pub(crate) mod node;
 pub(super) mod operation;
 pub(super) mod orphan;
 pub(super) mod page;

@@ -6,7 +6,7 @@ use crate::proto::v1 as wire;
 use crate::service::node::NodeView;
 
 /// The host with its agent.
-pub(in super::super) fn shown(node: NodeView) -> wire::Node {
+pub(crate) fn shown(node: NodeView) -> wire::Node {
     wire::Node {
         id: node.id.to_string(),
         hostname: node.hostname,

@@ -4,6 +4,7 @@
 //! after their time. It stays good while things come and go.
 
 use super::invalid;
+use crate::model::event::Position;
 use crate::model::fault::Fault;
 use crate::model::ids::OperationId;
 use crate::model::time::Timestamp;
@@ -74,6 +75,30 @@ pub(in super::super) fn fitting<M: Message>(messages: impl Iterator<Item = M>) -
         taken.push(message);
     }
     taken
+}
+
+/// The part of a list's token that says where its page ended, and where its first
+/// page was true, which is `at` on the first page.
+pub(in super::super) fn list_token(token: &str, at: Position) -> Result<(&str, Position), Fault> {
+    if token.is_empty() {
+        return Ok((token, at));
+    }
+    let (id, revision) = token.split_at_checked(32).ok_or_else(malformed)?;
+    let revision = (revision.len() == 16 && digits(revision))
+        .then(|| u64::from_str_radix(revision, 16).ok())
+        .flatten()
+        .ok_or_else(malformed)?;
+    // A newer journal may have fewer.
+    let revision = revision.min(at.revision);
+    Ok((id, Position { revision, ..at }))
+}
+
+/// The token of the page that comes after this one of a list.
+pub(in super::super) fn next_list_token(next: String, at: Position) -> String {
+    match next.as_str() {
+        "" => next,
+        _ => format!("{next}{:016x}", at.revision),
+    }
 }
 
 /// Where a page of operations ended.

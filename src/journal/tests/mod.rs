@@ -2,7 +2,7 @@
 
 mod crash;
 mod fixture;
-mod sample;
+pub(crate) mod sample;
 mod torn;
 
 use super::{Batch, Journal, JournalError, OperationQuery, Rebuild, sibling};

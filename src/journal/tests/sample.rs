@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
-pub(super) fn vm(created_by: OperationId) -> Vm {
+pub(crate) fn vm(created_by: OperationId) -> Vm {
     let (id, image_id, nic) = (VmId::random(), ImageId::random(), NicId::random());
     let root = VolumeId::random();
     Vm {

@@ -12,7 +12,7 @@ mod tests;
 pub(super) mod write;
 
 pub use element::{check_text, check_title};
-pub use read::{AttachedDisk, VncEndpoint};
+pub use read::AttachedDisk;
 pub use spec::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
 };

@@ -3,8 +3,8 @@
 
 use super::AGENT_CHANNEL;
 use super::spec::Metadata;
+use crate::model::view::VncEndpoint;
 use roxmltree::{Document, Node};
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// XML of libvirt's that can't be understood.
@@ -27,15 +27,6 @@ pub struct AttachedDisk {
     pub source: Option<String>,
     /// Its serial number.
     pub serial: Option<String>,
-}
-
-/// Where a running domain's display can be reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VncEndpoint {
-    /// The address that QEMU listens on.
-    pub address: IpAddr,
-    /// The TCP port.
-    pub port: u16,
 }
 
 pub(in super::super) struct Capabilities {

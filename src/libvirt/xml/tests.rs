@@ -3,12 +3,13 @@
 use super::spec::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
 };
-use super::{METADATA_NAMESPACE, VncEndpoint, read, write};
+use super::{METADATA_NAMESPACE, read, write};
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Cpu, Firmware};
 use crate::model::ids::{NicId, VmId};
 use crate::model::nic::{Attachment, MacAddress, NicModel};
 use crate::model::time::Timestamp;
+use crate::model::view::VncEndpoint;
 use crate::model::volume::{DiskSource, VolumeFormat, VolumeQos};
 use proptest::prelude::*;
 use roxmltree::{Document, Node};

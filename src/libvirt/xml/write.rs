@@ -5,7 +5,7 @@
 //! the VNC client's.
 
 use super::element::{Element, check_title};
-use super::read::VncEndpoint;
+
 use super::spec::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
 };
@@ -13,6 +13,7 @@ use super::{AGENT_CHANNEL, METADATA_NAMESPACE};
 use crate::model::hardware::{Cpu, Firmware};
 use crate::model::nic::Attachment;
 use crate::model::time::Timestamp;
+use crate::model::view::VncEndpoint;
 use crate::model::volume::{DiskSource, RbdSource, VolumeFormat};
 use rand::Rng;
 use rand::distr::Alphanumeric;

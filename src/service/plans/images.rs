@@ -3,6 +3,7 @@
 
 use crate::journal::Batch;
 use crate::model::bytes::Bytes;
+use crate::model::event::Cause;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
 use crate::model::image::Image;
@@ -265,7 +266,9 @@ impl Step for ConvertImage {
             .ledger
             .commit(Batch::new().put_image(&recorded))
             .await?;
-        run.core.images.set(&recorded);
+        run.core
+            .images
+            .set(&recorded, Cause::operation(run.operation.id()));
         run.reach("convert-image.recorded").await?;
         let entry = run.core.pools.named(&self.image.pool, "pool")?;
         let pool = entry.pool.clone();

@@ -168,6 +168,7 @@ impl Worker {
         };
         let changed = self.cell.observe(domains::observed(found), now());
         self.look_at_display().await;
+        self.cell.note_look();
         if changed {
             self.record_seen().await;
         }

@@ -235,10 +235,7 @@ impl Worker {
         operation.end_time = Some(operation.create_time);
         operation.result = Some(OperationResult::Vm(Box::new(vm.clone())));
         let operation = Arc::new(operation);
-        self.core
-            .ledger
-            .commit(Batch::new().put_operation(&operation))
-            .await?;
+        self.core.operations.record_ended(&operation).await?;
         Ok(operation)
     }
 

@@ -9,9 +9,9 @@ use crate::model::operation::{
 };
 use crate::model::reason::Reason;
 use crate::model::time::Timestamp;
+use crate::model::view::View;
 use crate::model::vm::{Life, Vm};
 use crate::proto::v1 as wire;
-use crate::service::cell::View;
 use serde_json::json;
 use uuid::Uuid;
 

@@ -1,0 +1,69 @@
+//! A VM as readers see it: its record, and what only the running agent knows.
+
+use super::ids::OperationId;
+use super::lifecycle::{self, Resting, StateReason};
+use super::operation::OperationKind;
+use super::vm::Vm;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// A VM as readers see it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct View {
+    /// Its record; `None` before it is made and after it is expunged.
+    pub vm: Option<Vm>,
+    /// The operation that holds it, and what that does.
+    pub current: Option<(OperationId, OperationKind)>,
+    /// Where its display listens, while it has power.
+    pub vnc: Option<VncEndpoint>,
+    /// Whether libvirt is away.
+    pub away: bool,
+}
+
+/// Where a running domain's display can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VncEndpoint {
+    /// The address that QEMU listens on.
+    pub address: IpAddr,
+    /// The TCP port.
+    pub port: u16,
+}
+
+impl View {
+    /// The state that the VM rests in, apart from what an operation does to it.
+    pub fn resting(&self) -> Option<(Resting, StateReason)> {
+        self.vm
+            .as_ref()
+            .map(|vm| lifecycle::resting(vm.life, vm.seen, self.away))
+    }
+
+    /// Whether the VM has power, or is about to get it.
+    pub fn claims_host(&self) -> bool {
+        let powered = self
+            .vm
+            .as_ref()
+            .is_some_and(|vm| vm.seen.resting.has_power());
+        let starting = matches!(
+            self.current,
+            Some((
+                _,
+                OperationKind::StartVm
+                    | OperationKind::CreateVm
+                    | OperationKind::ReplaceRootVolume
+                    | OperationKind::RevertRootVolume
+            ))
+        );
+        powered || starting
+    }
+
+    /// The same without what is only measured now and then: how much space its
+    /// volumes take. A change of that alone is no event.
+    #[must_use]
+    pub fn without_measures(&self) -> Self {
+        let mut view = self.clone();
+        for volume in view.vm.iter_mut().flat_map(|vm| &mut vm.volumes) {
+            volume.actual_size = super::bytes::Bytes::ZERO;
+        }
+        view
+    }
+}
