@@ -38,6 +38,8 @@ named!(
     Orphan by id,
     // A console has no id; its password is what a script asks for.
     VncConsole by password,
+    // An event has no id; where it is in the sequence is asked for.
+    WatchEventsResponse by epoch,
 );
 
 /// All messages of the API, with those that an error may carry.

@@ -10,6 +10,7 @@ mod advice;
 mod config;
 mod connect;
 mod console;
+mod events;
 mod fault;
 mod image;
 mod journal;
@@ -115,6 +116,13 @@ enum Command {
     /// Show this host, its health, profiles, networks and pools
     #[command(after_help = "Example:\n  kvmlet node")]
     Node,
+    /// Watch what happens on the host, with its causes
+    #[command(after_help = "\
+Examples:
+  kvmlet events
+  kvmlet events --vm web1 --kind vm
+  kvmlet -o json events --snapshot --no-follow")]
+    Events(events::EventsArgs),
     /// What is on the host and no VM or image accounts for
     #[command(subcommand)]
     Orphan(orphan::OrphanCommand),
@@ -186,6 +194,7 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
             Command::Pool(command) => volume::run_pool(&session, &command).await,
             Command::Op(command) => operation::run(&session, command).await,
             Command::Node => node::show(&session).await,
+            Command::Events(args) => events::watch(&session, args).await,
             Command::Orphan(command) => orphan::run(&session, command).await,
             Command::Serve(_)
             | Command::Config(_)

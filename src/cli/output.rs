@@ -130,6 +130,14 @@ impl Output {
         }
     }
 
+    /// The time of day, in the local time zone; as wide as a time if there is none.
+    pub(crate) fn clock(&self, time: Option<prost_types::Timestamp>) -> String {
+        let format = format_description!("[hour]:[minute]:[second]");
+        time.and_then(|stamp| OffsetDateTime::from_unix_timestamp(stamp.seconds).ok())
+            .and_then(|moment| moment.to_offset(self.now.offset()).format(format).ok())
+            .unwrap_or_else(|| " ".repeat("00:00:00".len()))
+    }
+
     /// A time in full, in the local time zone, and as people say it.
     pub(crate) fn local(&self, time: Option<prost_types::Timestamp>) -> String {
         let Some(stamp) = time else {

@@ -100,7 +100,7 @@ async fn sweep(core: &Arc<Core>, all: bool, tried: &mut HashSet<VmId>) {
 }
 
 /// Forgets events that have been kept as long, and as many, as is configured.
-async fn forget_events(core: &Core) {
+pub(super) async fn forget_events(core: &Core) {
     let settings = &core.config.events;
     let before = proven_now().0.saturating_sub(micros(settings.keep));
     let pruned = core

@@ -12,6 +12,7 @@ mod support;
 mod bad_input;
 mod behind;
 mod create;
+mod events;
 mod host;
 mod image_cache;
 mod missing;

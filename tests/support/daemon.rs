@@ -89,6 +89,7 @@ impl Setup {
                 ),
             ),
             ("operations", String::new()),
+            ("events", String::new()),
             ("vnc", String::new()),
             ("shutdown", String::new()),
         ];

@@ -14,6 +14,7 @@ pub mod images;
 pub mod invariants;
 pub mod libvirtd;
 pub mod refusal;
+pub mod watch;
 pub mod world;
 
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 use super::{Feed, Thing, lock};
 use crate::model::event::Cause;
 use crate::service::core::Core;
+use crate::service::sweeper;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -29,6 +30,7 @@ pub async fn catch_up(core: Arc<Core>) {
 }
 
 async fn work(core: &Core) {
+    sweeper::forget_events(core).await;
     let mut link = core.hypervisor.link();
     let up = link.wait_for(|link| *link == crate::service::hypervisor::Link::Up);
     if tokio::time::timeout(FIRST_LOOK, up).await.is_ok() {
