@@ -378,7 +378,7 @@ fn a_newer_schema_is_refused_and_left_alone() {
             error,
             JournalError::Newer {
                 found: 99,
-                known: 1
+                known: 2
             }
         ),
         "{error:?}"
