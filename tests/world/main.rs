@@ -13,3 +13,4 @@ mod root;
 mod small;
 mod tools;
 mod waiters;
+mod watchers;
