@@ -63,6 +63,7 @@ impl Bench {
             ("idle-too", BootSector::Idle),
             ("power-off", BootSector::PowerOff),
             ("power-off-later", BootSector::PowerOffLater),
+            ("restart-later", BootSector::RestartLater),
             ("chatter", BootSector::Chatter),
         ] {
             sector.write_disk(&images.path().join(format!("{name}.qcow2")));

@@ -22,6 +22,7 @@ mod rfb;
 
 mod behind;
 mod bench;
+mod causes;
 mod change;
 mod console;
 mod death;
@@ -60,6 +61,7 @@ const TESTS: &[Test] = tests![
     death::an_agent_killed_while_it_replaces_a_root_ends_the_operation_later,
     death::a_guest_that_runs_on_its_new_root_is_not_stopped_again,
     behind::what_is_done_behind_kvmlets_back_is_told_as_it_is,
+    causes::each_end_of_a_guest_is_told_with_its_own_cause_behind_libvirt,
     orphans::an_orphan_that_runs_behind_kvmlets_back_keeps_its_power_and_its_disk,
     root::a_root_that_does_not_come_up_healthy_is_switched_back,
     root::a_replaced_root_boots_the_new_image_and_a_reverted_one_the_old,

@@ -18,6 +18,8 @@ pub(crate) enum BootSector {
     PowerOff,
     /// Writes its line, and six seconds later again, and powers off.
     PowerOffLater,
+    /// Writes its line, and six seconds later again, and restarts: again and again.
+    RestartLater,
     /// Writes its line again and again.
     Chatter,
     /// Writes its line, and then to its disk, further and further, up to 32 MiB.
@@ -30,6 +32,8 @@ impl BootSector {
     fn bytes(self) -> [u8; 512] {
         // Asks a q35 board to power off: SLP_EN, sleep type 0, to PM1a_CNT.
         const POWER_OFF: [u8; 7] = [0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef];
+        // Asks a q35 board for a full reset, by its reset control register.
+        const RESTART: [u8; 6] = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee];
         let print = [
             0x31, 0xc0, // xor ax, ax
             0x8e, 0xd8, // mov ds, ax
@@ -63,7 +67,12 @@ impl BootSector {
         ];
         let presses = match self {
             Self::Button(presses) => presses,
-            Self::Idle | Self::PowerOff | Self::PowerOffLater | Self::Chatter | Self::Writer => 0,
+            Self::Idle
+            | Self::PowerOff
+            | Self::PowerOffLater
+            | Self::RestartLater
+            | Self::Chatter
+            | Self::Writer => 0,
         };
         let button = [
             0xfb, // sti: the timer ends each hlt
@@ -96,6 +105,7 @@ impl BootSector {
             Self::Idle => (&print[..], &[][..]),
             Self::PowerOff => (&print[..], &POWER_OFF[..]),
             Self::PowerOffLater => (&print_twice[..], &POWER_OFF[..]),
+            Self::RestartLater => (&print_twice[..], &RESTART[..]),
             Self::Chatter => (&print[..], &print_again[..]),
             Self::Writer => (&print[..], &write_on[..]),
             Self::Button(_) => (&print[..], &button[..]),
