@@ -108,7 +108,7 @@ memory_overcommit = \"much\"
 ";
     let faults = faults(text);
     let expected = [
-        "colour: unknown key (known here: api, hardware_profiles, hypervisor, images, journal, \
+        "colour: unknown key (known here: api, events, hardware_profiles, hypervisor, images, journal, \
          log, networks, node, operations, pools, shutdown, vms, vnc) (line 1)",
         "hypervisor.uri: must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or \
          test:///default, the daemons' also as qemu+unix or test+unix with ?socket=PATH (line 3)",

@@ -84,13 +84,16 @@ pub(crate) async fn watch(session: &Session, args: EventsArgs) -> Result<(), Fau
             Err(End::Status(status)) => status,
         };
         let since = *tried.get_or_insert_with(Instant::now);
-        let again = fault::is_broken(&problem)
-            || matches!(problem.code(), Code::Unavailable | Code::Aborted);
-        if !again || since.elapsed() >= args.reconnect {
-            return Err(problem.into());
-        }
-        if since.elapsed() < PAUSE {
-            eprintln!("The stream has ended ({}); trying again", problem.message());
+        let late = since.elapsed() >= args.reconnect;
+        if let Some(problem) = problem {
+            let again = fault::is_broken(&problem)
+                || matches!(problem.code(), Code::Unavailable | Code::Aborted);
+            if !again || late {
+                return Err(problem.into());
+            }
+            if since.elapsed() < PAUSE {
+                eprintln!("The stream has ended ({}); trying again", problem.message());
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -117,13 +120,14 @@ async fn filter(session: &Session, args: &EventsArgs) -> Result<EventFilter, Fau
 }
 
 enum End {
-    Status(Status),
+    /// What ended the stream, if it said so.
+    Status(Option<Status>),
     Fault(Fault),
 }
 
 impl From<Status> for End {
     fn from(status: Status) -> Self {
-        Self::Status(status)
+        Self::Status(Some(status))
     }
 }
 
@@ -171,7 +175,7 @@ async fn follow(
             return Ok(());
         }
     }
-    Err(End::Status(Status::unavailable("the daemon ended it")))
+    Err(End::Status(None))
 }
 
 fn print(session: &Session, event: &WatchEventsResponse) -> Result<(), Fault> {

@@ -126,6 +126,26 @@ pub async fn record_uses(core: &Core) {
     }
 }
 
+/// The volumes in shared pools that are made from an image: of other hosts, too.
+pub(super) async fn clones(core: &Core, id: ImageId) -> Result<Vec<String>, Fault> {
+    let mut clones = Vec::new();
+    let shared = core
+        .pools
+        .all()
+        .iter()
+        .filter(|entry| entry.pool.is_shared());
+    for entry in shared {
+        let found = core
+            .pools
+            .call(entry.pool.name(), move |pool, _| match pool.image(id)? {
+                Some(_) => pool.volumes_on(id),
+                None => Ok(Vec::new()),
+            });
+        clones.extend(found.await?.iter().map(ToString::to_string));
+    }
+    Ok(clones)
+}
+
 async fn look_into(core: &Core, pool: &str) -> Result<Vec<Held>, Fault> {
     core.pools
         .call(pool, |pool, _| {

@@ -8,9 +8,10 @@ use super::core::Core;
 use super::ending;
 use super::fault::{chain, from_source, internal};
 use super::feed::Feed;
-use super::operations::{Claim, LiveOperation, fingerprint, first_difference, new_operation};
+use super::operations::{Claim, LiveOperation, new_operation};
 use super::plan::{self, Plan, Run};
-use super::{plans, preview};
+use super::repeat::{fingerprint, first_difference};
+use super::{image_cache, plans, preview};
 use crate::config::ImageSettings;
 use crate::journal::Batch;
 use crate::model::bytes::Bytes;
@@ -400,7 +401,7 @@ async fn decide_delete(
     };
     core.images.get(id)?;
     // Asked before anything is locked: a cluster that hangs holds up nobody else.
-    let clones = clones(core, id).await;
+    let clones = image_cache::clones(core, id).await;
     // No other operation on an image begins while this one is decided on.
     let _images = core.images.admission.lock().await;
     let image = core.images.get(id)?;
@@ -480,26 +481,6 @@ async fn decide_delete(
             Err(fault)
         }
     }
-}
-
-/// The volumes in shared pools that are made from an image: of other hosts, too.
-async fn clones(core: &Core, id: ImageId) -> Result<Vec<String>, Fault> {
-    let mut clones = Vec::new();
-    let shared = core
-        .pools
-        .all()
-        .iter()
-        .filter(|entry| entry.pool.is_shared());
-    for entry in shared {
-        let found = core
-            .pools
-            .call(entry.pool.name(), move |pool, _| match pool.image(id)? {
-                Some(_) => pool.volumes_on(id),
-                None => Ok(Vec::new()),
-            });
-        clones.extend(found.await?.iter().map(ToString::to_string));
-    }
-    Ok(clones)
 }
 
 /// Runs the plan of an image's operation on a task of its own.

@@ -31,6 +31,7 @@ pub mod pools;
 pub mod preview;
 pub mod rebuild;
 pub mod reconcile;
+pub mod repeat;
 pub mod secrets;
 pub mod sweeper;
 pub mod vms;

@@ -2,7 +2,8 @@
 
 use super::cell::Cell;
 use super::core::Core;
-use super::operations::{Claim, LiveOperation, fingerprint};
+use super::operations::{Claim, LiveOperation};
+use super::repeat::fingerprint;
 use super::worker::{self, Asked, Incoming};
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, VmId};

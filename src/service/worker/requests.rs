@@ -12,8 +12,9 @@ use crate::model::stop::StopPolicy;
 use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
 use crate::service::operations::{
-    OperationQuery, fingerprint, first_difference, new_operation, now,
+    OperationQuery, new_operation, now,
 };
+use crate::service::repeat::{fingerprint, first_difference};
 use crate::service::{admission, plans, preview, vms};
 use std::sync::Arc;
 
