@@ -122,6 +122,14 @@ impl Host {
     /// Starts the daemon on the same libvirtd, with a pool "bench" of files and
     /// `more` sections of configuration, and waits for its socket.
     pub(crate) fn start_kvmlet(&mut self, more: &str) -> Result<(), Failure> {
+        let uri = self.uri();
+        self.start_kvmlet_on(&uri, more)
+    }
+
+    /// As [`Host::start_kvmlet`], on another hypervisor.
+    pub(crate) fn start_kvmlet_on(&mut self, uri: &str, more: &str) -> Result<(), Failure> {
+        // One at a time: the one before is killed.
+        self.kvmlet = None;
         let at = self.folder.path().display();
         let mut text = String::new();
         write!(
@@ -145,9 +153,9 @@ allowed_dirs = ["{at}/import"]
 [vms]
 console_dir = "{at}/console"
 reserved_memory = "0 MiB"
+vcpu_overcommit = 100.0
 {more}
-"#,
-            uri = self.uri()
+"#
         )?;
         let config = self.path("kvmlet.toml");
         fs::write(&config, text)?;
@@ -159,7 +167,16 @@ reserved_memory = "0 MiB"
             .stderr(fs::File::create(self.path("kvmlet.log"))?)
             .spawn()?;
         self.kvmlet = Some(Process(child));
-        self.wait("kvmlet", |host| host.socket().exists())
+        self.wait("kvmlet", |host| {
+            std::os::unix::net::UnixStream::connect(host.socket()).is_ok()
+        })
+    }
+
+    /// The process of the daemon.
+    #[allow(dead_code)] // another bench looks at it
+    pub(crate) fn kvmlet_id(&self) -> Result<u32, Failure> {
+        let kvmlet = self.kvmlet.as_ref().ok_or("kvmlet does not run")?;
+        Ok(kvmlet.0.id())
     }
 
     /// Where libvirtd is, for all sides.
