@@ -102,10 +102,8 @@ impl Host {
             epoch: told.epoch,
             revision: told.revision,
         };
-        let Some(event) = told.event else {
-            return Outcome::Nothing;
-        };
-        if let Event::Snapshot(mark) = &event {
+        let event = told.event;
+        if let Some(Event::Snapshot(mark)) = &event {
             if !mark.end {
                 self.arriving = Some(BTreeMap::new());
                 return Outcome::Nothing;
@@ -118,7 +116,7 @@ impl Host {
             self.known = Some(point.clone());
             return Outcome::Kept(point);
         }
-        if let Event::Bookmark(_) = event {
+        if let Some(Event::Bookmark(_)) = event {
             return Outcome::Nothing;
         }
         if let Some(arriving) = &mut self.arriving {
@@ -139,15 +137,16 @@ impl Host {
 }
 
 /// Each event has its thing whole, so there is nothing to compute.
-fn apply(vms: &mut BTreeMap<String, Vm>, event: Event) {
+fn apply(vms: &mut BTreeMap<String, Vm>, event: Option<Event>) {
     match event {
-        Event::Vm(vm) => {
+        Some(Event::Vm(vm)) => {
             vms.insert(vm.id.clone(), vm);
         }
-        Event::VmExpunged(id) => {
+        Some(Event::VmExpunged(id)) => {
             vms.remove(&id);
         }
-        // This one looks after VMs only.
+        // This one looks after VMs only; and what a later agent tells that this
+        // build does not know must be acknowledged all the same.
         _ => {}
     }
 }

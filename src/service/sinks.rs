@@ -4,9 +4,9 @@
 //! It sends nothing and waits for nobody.
 
 use super::operations::now;
+use crate::model::event::Position;
 use crate::model::time::Timestamp;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use uuid::Uuid;
 
 /// A sink as readers see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub struct SinkStatus {
     pub since: Timestamp,
     /// Where it is connected to, or was tried last.
     pub endpoint: String,
-    /// What was acknowledged last: an epoch and a revision.
-    pub cursor: Option<(Uuid, u64)>,
+    /// What was acknowledged last.
+    pub cursor: Option<Position>,
     /// The last problem, in words; `None` since something was acknowledged.
     pub problem: Option<String>,
 }
@@ -30,10 +30,12 @@ pub struct SinkStatus {
 impl SinkStatus {
     /// How many changes the receiver does not have yet, of those up to `head`; all
     /// of them if it has another epoch's.
-    pub fn lag(&self, head: (Uuid, u64)) -> u64 {
+    pub fn lag(&self, head: Position) -> u64 {
         match self.cursor {
-            Some((epoch, revision)) if epoch == head.0 => head.1.saturating_sub(revision),
-            _ => head.1,
+            Some(cursor) if cursor.epoch == head.epoch => {
+                head.revision.saturating_sub(cursor.revision)
+            }
+            Some(_) | None => head.revision,
         }
     }
 }
@@ -72,7 +74,7 @@ impl Slot {
     }
 
     /// Notes how far the receiver is.
-    pub fn acknowledged(&self, cursor: (Uuid, u64)) {
+    pub fn acknowledged(&self, cursor: Position) {
         let mut status = self.lock();
         status.cursor = Some(cursor);
         status.problem = None;
@@ -94,7 +96,7 @@ impl Board {
         name: String,
         kind: &'static str,
         endpoint: String,
-        cursor: Option<(Uuid, u64)>,
+        cursor: Option<Position>,
     ) -> Arc<Slot> {
         let slot = Arc::new(Slot(Mutex::new(SinkStatus {
             name,
@@ -125,13 +127,16 @@ mod tests {
 
     #[test]
     fn a_receiver_of_another_epoch_lacks_everything() {
-        let (mine, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let at = |epoch, revision| Position {
+            epoch: uuid::Uuid::from_u128(epoch),
+            revision,
+        };
         let board = Board::default();
         let slot = board.add("a".into(), "grpc", "x".into(), None);
-        assert_eq!(slot.status().lag((mine, 7)), 7);
-        slot.acknowledged((mine, 5));
-        assert_eq!(slot.status().lag((mine, 7)), 2);
-        assert_eq!(board.list()[0].lag((other, 7)), 7);
+        assert_eq!(slot.status().lag(at(1, 7)), 7);
+        slot.acknowledged(at(1, 5));
+        assert_eq!(slot.status().lag(at(1, 7)), 2);
+        assert_eq!(board.list()[0].lag(at(2, 7)), 7);
     }
 
     #[test]

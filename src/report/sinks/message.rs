@@ -176,6 +176,7 @@ fn topic(event: &WatchEventsResponse) -> Option<Topic> {
         Event::Vm(vm) => Topic::new("vm", &vm.id, "vm.state", "state"),
         Event::VmExpunged(id) => Topic::new("vm", id, "vm.expunged", "expunged"),
         Event::Image(image) => Topic::new("image", &image.id, "image.state", "state"),
+        Event::ImageDeleted(id) => Topic::new("image", id, "image.deleted", "deleted"),
         Event::Operation(operation) => of_operation(operation),
         Event::Snapshot(mark) if mark.end => Topic {
             subject: "snapshot.end".to_owned(),

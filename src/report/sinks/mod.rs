@@ -14,12 +14,15 @@
 //! where the events come from.
 
 pub mod backoff;
+mod feed;
 mod flight;
 pub mod grpc;
 mod keeper;
 pub mod message;
 pub mod nats;
 pub mod runner;
+
+pub use feed::start;
 
 use crate::proto::report::v1::Hello;
 use crate::proto::v1::{Node, ResumePoint, WatchEventsResponse};

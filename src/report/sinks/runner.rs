@@ -10,6 +10,7 @@ use super::flight::Flight;
 use super::keeper::Keeper;
 use super::{Begin, Link, Problem, Sink, Source, Wish};
 use crate::config::Pace;
+use crate::model::event::Position;
 use crate::proto::v1::ResumePoint;
 use crate::service::sinks::Slot;
 use std::sync::Arc;
@@ -182,7 +183,10 @@ impl Runner {
         let Ok(epoch) = Uuid::try_parse(&cursor.epoch) else {
             return;
         };
-        self.slot.acknowledged((epoch, cursor.revision));
+        self.slot.acknowledged(Position {
+            epoch,
+            revision: cursor.revision,
+        });
         keeper.note(cursor.clone());
         self.cursor = Some(cursor);
     }
