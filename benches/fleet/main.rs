@@ -12,10 +12,10 @@
 //!
 //! The lag is the time from when a change is made to when the receiver has used it.
 
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 #[path = "../../examples/control_plane/fleet.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, missing_docs, unreachable_pub)]
 mod fleet;
 mod receiver;
 mod source;

@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 
 /// What was received.
 #[derive(Clone)]
-pub struct Receiver {
+pub(crate) struct Receiver {
     fleet: Arc<Mutex<Fleet>>,
     lags: Arc<Mutex<Vec<Duration>>>,
     /// Snapshots, changes and heartbeats so far.
@@ -25,7 +25,7 @@ pub struct Receiver {
 }
 
 /// Serves on a Unix socket.
-pub fn serve(socket: &Path) -> Receiver {
+pub(crate) fn serve(socket: &Path) -> Receiver {
     let receiver = Receiver {
         fleet: Arc::default(),
         lags: Arc::default(),
@@ -42,21 +42,21 @@ pub fn serve(socket: &Path) -> Receiver {
 }
 
 impl Receiver {
-    pub async fn wait_for_snapshots(&self, count: usize) {
+    pub(crate) async fn wait_for_snapshots(&self, count: usize) {
         let mut counts = self.counts.subscribe();
         drop(counts.wait_for(|(snapshots, ..)| *snapshots >= count).await);
     }
 
-    pub async fn wait_for_changes(&self, count: u64) {
+    pub(crate) async fn wait_for_changes(&self, count: u64) {
         let mut counts = self.counts.subscribe();
         drop(counts.wait_for(|(_, changes, _)| *changes >= count).await);
     }
 
-    pub fn heartbeats(&self) -> u64 {
+    pub(crate) fn heartbeats(&self) -> u64 {
         self.counts.borrow().2
     }
 
-    pub fn lags(&self) -> Vec<Duration> {
+    pub(crate) fn lags(&self) -> Vec<Duration> {
         self.lags.lock().unwrap().clone()
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 /// A made-up host.
-pub struct Synthetic {
+pub(crate) struct Synthetic {
     node: String,
     epoch: String,
     vm: Vm,
@@ -20,7 +20,7 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
-    pub fn new(number: usize) -> Self {
+    pub(crate) fn new(number: usize) -> Self {
         let vm = Vm {
             id: Uuid::new_v4().to_string(),
             name: format!("vm-{number}"),
@@ -36,7 +36,7 @@ impl Synthetic {
     }
 
     /// Something changes.
-    pub fn change(&self) {
+    pub(crate) fn change(&self) {
         self.head.send_modify(|(revision, time)| {
             *revision += 1;
             *time = SystemTime::now();

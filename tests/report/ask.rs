@@ -1,5 +1,6 @@
 //! What the tests ask of a daemon: changes, and how far its receivers are.
 
+use crate::receiver::Book;
 use crate::support::api::{Api, Start};
 use crate::support::daemon::Daemon;
 use crate::support::{PATIENCE, until};
@@ -8,13 +9,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A VM that does not run.
-pub async fn vm(daemon: &Daemon) -> String {
+pub(crate) async fn vm(daemon: &Daemon) -> String {
     let image = daemon.image().await;
     daemon.api().create(&image, Start::No).await
 }
 
 /// Gives a VM another description, which is a few events.
-pub async fn describe(api: &Api, vm_id: &str, words: &str) {
+pub(crate) async fn describe(api: &Api, vm_id: &str, words: &str) {
     let request = UpdateVmRequest {
         vm: Some(Vm {
             id: vm_id.to_owned(),
@@ -30,14 +31,29 @@ pub async fn describe(api: &Api, vm_id: &str, words: &str) {
     api.done(answer).await;
 }
 
-/// All VMs by id, as the API shows them.
-pub async fn picture(api: &Api) -> BTreeMap<String, Vm> {
-    let vms = api.all_vms().await;
-    vms.into_iter().map(|vm| (vm.id.clone(), vm)).collect()
+/// Waits until a receiver knows of the only host what the API shows: the same VMs,
+/// each the same but for what is measured, which is not told.
+pub(crate) async fn same_picture(book: &Book, api: &Api) {
+    let unmeasured = |mut vm: Vm| {
+        for volume in &mut vm.volumes {
+            volume.actual_size_bytes = 0;
+        }
+        (vm.id.clone(), vm)
+    };
+    let told = || -> BTreeMap<String, Vm> {
+        let known = book.known();
+        let host = known.fleet.hosts.values().next().unwrap();
+        host.vms.values().cloned().map(unmeasured).collect()
+    };
+    until("the same picture on both sides", PATIENCE, async || {
+        let shown: BTreeMap<String, Vm> = api.all_vms().await.into_iter().map(unmeasured).collect();
+        (told() == shown).then_some(())
+    })
+    .await;
 }
 
 /// What the journal has of the sink `cp`, read from the file.
-pub fn cursor(home: &Path, sink: &str) -> Option<ResumePoint> {
+pub(crate) fn cursor(home: &Path, sink: &str) -> Option<ResumePoint> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let journal = rusqlite::Connection::open_with_flags(home.join("journal.db"), flags).unwrap();
     journal
@@ -55,7 +71,7 @@ pub fn cursor(home: &Path, sink: &str) -> Option<ResumePoint> {
 }
 
 /// The oldest and the newest revision that the journal has.
-pub fn kept(home: &Path) -> (u64, u64) {
+pub(crate) fn kept(home: &Path) -> (u64, u64) {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     let journal = rusqlite::Connection::open_with_flags(home.join("journal.db"), flags).unwrap();
     let number = |row: &rusqlite::Row<'_>, at| {
@@ -73,7 +89,7 @@ pub fn kept(home: &Path) -> (u64, u64) {
 
 /// Waits until the receiver of `cp` has acknowledged everything that is in the
 /// journal, durably; returns up to where.
-pub async fn settled(daemon: &Daemon) -> ResumePoint {
+pub(crate) async fn settled(daemon: &Daemon) -> ResumePoint {
     until("everything to be acknowledged", PATIENCE, async || {
         let (_, newest) = kept(daemon.home());
         cursor(daemon.home(), "cp").filter(|cursor| cursor.revision == newest)
@@ -82,7 +98,7 @@ pub async fn settled(daemon: &Daemon) -> ResumePoint {
 }
 
 /// The condition of a sink.
-pub async fn condition(api: &Api, sink: &str) -> Condition {
+pub(crate) async fn condition(api: &Api, sink: &str) -> Condition {
     let kind = format!("SinkReady/{sink}");
     let node = api.node().await;
     let found = node.conditions.into_iter().find(|c| c.r#type == kind);

@@ -1,7 +1,7 @@
 //! What a receiver that is there gets: hello, a snapshot, changes, heartbeats; and
 //! again from where it was after the agent was killed.
 
-use crate::ask::{describe, picture, settled, vm};
+use crate::ask::{describe, same_picture, settled, vm};
 use crate::receiver::{Book, Sockets, serve, sink};
 use crate::support::api::Start;
 use crate::support::daemon::{Daemon, Setup};
@@ -55,7 +55,7 @@ async fn a_receiver_is_greeted_and_gets_a_snapshot_and_then_every_change() {
         known.used
     );
     drop(known);
-    assert_eq!(book.known().fleet.hosts[&node.id].vms, picture(&api).await);
+    same_picture(&book, &api).await;
 
     let heartbeat = book
         .wait("a heartbeat that knows of the VMs", |known| {
@@ -132,7 +132,6 @@ async fn a_receiver_that_has_less_than_it_acknowledged_is_obeyed() {
     let _server = serve(&empty, &place);
     describe(&daemon.api(), &vm_id, "after the loss").await;
     settled(&daemon).await;
-    let picture = picture(&daemon.api()).await;
-    assert_eq!(empty.known().fleet.hosts[&node].vms, picture);
+    same_picture(&empty, &daemon.api()).await;
     assert!(!empty.known().marks()[0].forced, "it was asked for");
 }

@@ -1,6 +1,6 @@
 //! Receivers that die, come back, are elsewhere, or say nothing.
 
-use crate::ask::{condition, describe, kept, picture, settled, vm};
+use crate::ask::{condition, describe, kept, same_picture, settled, vm};
 use crate::receiver::{Book, Place, Sockets, serve, sink};
 use crate::support::api::{Api, Start};
 use crate::support::daemon::{Daemon, Setup};
@@ -12,12 +12,11 @@ use std::time::Duration;
 
 const ACK: Duration = Duration::from_secs(30);
 
-async fn start(places: &[&Place], ack_timeout: Duration, more: &str) -> Daemon {
-    let setup = Setup {
-        more: format!("{more}{}", sink(places, ack_timeout)),
+fn setup(places: &[&Place], ack_timeout: Duration) -> Setup {
+    Setup {
+        more: sink(places, ack_timeout),
         ..Setup::default()
-    };
-    Daemon::start(setup).await
+    }
 }
 
 /// Changes VMs until told to stop; returns how often.
@@ -35,7 +34,7 @@ async fn a_receiver_that_is_killed_again_and_again_misses_nothing_and_sees_it_in
     let sockets = Sockets::new();
     let (book, place) = (Arc::new(Book::default()), sockets.place("cp"));
     let mut server = Some(serve(&book, &place));
-    let daemon = start(&[&place], ACK, "").await;
+    let daemon = Daemon::start(setup(&[&place], ACK)).await;
     let vm_id = vm(&daemon).await;
     let stop = Arc::default();
     let changing = tokio::spawn(keep_changing(daemon.api(), vm_id, Arc::clone(&stop)));
@@ -75,10 +74,8 @@ async fn a_receiver_that_is_killed_again_and_again_misses_nothing_and_sees_it_in
         let steps = of_stream.windows(2).all(|pair| pair[1] == pair[0] + 1);
         assert!(steps, "stream {stream}: {of_stream:?}");
     }
-    let node = known.hellos[0].node_id.clone();
     drop(known);
-    let picture = picture(&daemon.api()).await;
-    assert_eq!(book.known().fleet.hosts[&node].vms, picture);
+    same_picture(&book, &daemon.api()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +85,7 @@ async fn where_one_endpoint_fails_the_next_one_is_called() {
     // Two servers of one control plane: what they know is the same.
     let book = Arc::new(Book::default());
     let first = serve(&book, &two);
-    let daemon = start(&[&one, &two], ACK, "").await;
+    let daemon = Daemon::start(setup(&[&one, &two], ACK)).await;
     let vm_id = vm(&daemon).await;
     settled(&daemon).await;
     drop(first);
@@ -114,7 +111,7 @@ async fn a_receiver_that_acknowledges_nothing_halts_the_sending_and_nothing_else
     let sockets = Sockets::new();
     let (book, place) = (Arc::new(Book::default()), sockets.place("cp"));
     let _server = serve(&book, &place);
-    let daemon = start(&[&place], Duration::from_secs(2), "").await;
+    let daemon = Daemon::start(setup(&[&place], Duration::from_secs(2))).await;
     let api = daemon.api();
     let vm_id = vm(&daemon).await;
     let before = settled(&daemon).await;
@@ -150,9 +147,7 @@ async fn a_receiver_that_acknowledges_nothing_halts_the_sending_and_nothing_else
     assert_eq!(told, "acknowledged nothing in time");
     book.silent.store(false, Ordering::Relaxed);
     settled(&daemon).await;
-    let node = book.known().hellos[0].node_id.clone();
-    let picture = picture(&api).await;
-    assert_eq!(book.known().fleet.hosts[&node].vms, picture);
+    same_picture(&book, &api).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +155,7 @@ async fn who_was_away_for_longer_than_events_are_kept_gets_the_state_of_everythi
     let sockets = Sockets::new();
     let (book, place) = (Arc::new(Book::default()), sockets.place("cp"));
     let server = serve(&book, &place);
-    let mut daemon = start(&[&place], ACK, "\n[events]\nkeep_count = 10\n").await;
+    let mut daemon = Daemon::start(setup(&[&place], ACK).with("events", "keep_count = 10")).await;
     let api = daemon.api();
     let image = daemon.image().await;
     let stays = api.create(&image, Start::No).await;
@@ -196,8 +191,5 @@ async fn who_was_away_for_longer_than_events_are_kept_gets_the_state_of_everythi
     let node = known.hellos[0].node_id.clone();
     assert!(!known.fleet.hosts[&node].vms.contains_key(&goes));
     drop(known);
-    assert_eq!(
-        book.known().fleet.hosts[&node].vms,
-        picture(&daemon.api()).await
-    );
+    same_picture(&book, &daemon.api()).await;
 }

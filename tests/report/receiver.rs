@@ -26,7 +26,7 @@ use tonic::transport::{Server, ServerTlsConfig};
 
 /// What a receiver knows and has seen.
 #[derive(Debug, Default)]
-pub struct Book {
+pub(crate) struct Book {
     known: Mutex<Known>,
     /// Does not acknowledge.
     pub silent: AtomicBool,
@@ -35,7 +35,7 @@ pub struct Book {
 }
 
 #[derive(Debug, Default)]
-pub struct Known {
+pub(crate) struct Known {
     pub fleet: Fleet,
     /// All hellos, in order; a stream is called by its place here, from 1.
     pub hellos: Vec<Hello>,
@@ -48,30 +48,25 @@ pub struct Known {
 }
 
 impl Book {
-    pub fn known(&self) -> MutexGuard<'_, Known> {
+    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap()
     }
 
     /// Waits until something is so.
-    pub async fn wait<T>(&self, what: &str, ask: impl Fn(&Known) -> Option<T>) -> T {
+    pub(crate) async fn wait<T>(&self, what: &str, ask: impl Fn(&Known) -> Option<T>) -> T {
         until(what, PATIENCE, async || ask(&self.known())).await
-    }
-
-    /// Up to where the only host is known.
-    pub fn at(&self) -> Option<ResumePoint> {
-        self.known().fleet.hosts.values().next()?.known.clone()
     }
 }
 
 impl Known {
     /// The events of one stream.
-    pub fn of(&self, stream: usize) -> Vec<&WatchEventsResponse> {
+    pub(crate) fn of(&self, stream: usize) -> Vec<&WatchEventsResponse> {
         let of_stream = self.events.iter().filter(|(of, _)| *of == stream);
         of_stream.map(|(_, event)| event).collect()
     }
 
     /// The marks of the snapshots that came.
-    pub fn marks(&self) -> Vec<SnapshotMark> {
+    pub(crate) fn marks(&self) -> Vec<SnapshotMark> {
         let mark = |(_, told): &(usize, WatchEventsResponse)| match &told.event {
             Some(Event::Snapshot(mark)) => Some(*mark),
             _ => None,
@@ -164,13 +159,13 @@ fn take(
 
 /// Where a receiver listens.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub(crate) enum Place {
     Unix(PathBuf),
     Tcp(SocketAddr, Box<ServerTlsConfig>),
 }
 
 /// A server, gone when dropped.
-pub struct Running(Option<Runtime>);
+pub(crate) struct Running(Option<Runtime>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -182,7 +177,7 @@ impl Drop for Running {
 
 /// Serves a book at a place until the answer is dropped, which ends it with all of
 /// its connections and no word to anyone.
-pub fn serve(book: &Arc<Book>, place: &Place) -> Running {
+pub(crate) fn serve(book: &Arc<Book>, place: &Place) -> Running {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -218,10 +213,10 @@ pub fn serve(book: &Arc<Book>, place: &Place) -> Running {
 }
 
 /// A folder for sockets.
-pub struct Sockets(TempDir);
+pub(crate) struct Sockets(TempDir);
 
 impl Sockets {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(
             tempfile::Builder::new()
                 .prefix("kvmlet-r")
@@ -230,17 +225,17 @@ impl Sockets {
         )
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    pub fn place(&self, name: &str) -> Place {
+    pub(crate) fn place(&self, name: &str) -> Place {
         Place::Unix(self.0.path().join(name))
     }
 }
 
 /// The configuration of a sink that reports to these places.
-pub fn sink(places: &[&Place], ack_timeout: Duration) -> String {
+pub(crate) fn sink(places: &[&Place], ack_timeout: Duration) -> String {
     let endpoints: Vec<String> = places
         .iter()
         .map(|place| match place {

@@ -11,9 +11,7 @@ use crate::model::request::{CreateVm, PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
 use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
-use crate::service::operations::{
-    OperationQuery, new_operation, now,
-};
+use crate::service::operations::{OperationQuery, new_operation, now};
 use crate::service::repeat::{fingerprint, first_difference};
 use crate::service::{admission, plans, preview, vms};
 use std::sync::Arc;
