@@ -3,13 +3,14 @@
 use prost::Message;
 use std::{env, fs, path::PathBuf};
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 7] = [
     "kvmlet/v1/vm_service.proto",
     "kvmlet/v1/image_service.proto",
     "kvmlet/v1/volume.proto",
     "kvmlet/v1/console.proto",
     "kvmlet/v1/operation.proto",
     "kvmlet/v1/node.proto",
+    "kvmlet/report/v1/report_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -2,9 +2,9 @@
 //!
 //! The layers, from the inside out: [`model`] is pure; [`libvirt`],
 //! [`storage`] and [`journal`] are adapters to the outside world; `service`
-//! holds the use cases; `grpc` lets callers in; `cli` is the administrator's
-//! client of the same API. `ARCHITECTURE.md` draws the picture and
-//! `tests/architecture.rs` keeps it true.
+//! holds the use cases; `grpc` lets callers in; `report` calls others; `cli` is
+//! the administrator's client of the same API. `ARCHITECTURE.md` draws the picture
+//! and `tests/architecture.rs` keeps it true.
 
 pub mod cli;
 pub mod config;
@@ -14,6 +14,7 @@ pub mod journal;
 pub mod libvirt;
 pub mod model;
 pub mod proto;
+pub mod report;
 pub mod run;
 pub mod service;
 pub mod shutdown;

@@ -12,6 +12,7 @@ use crate::faultpoint;
 use crate::grpc;
 use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
+use crate::model::event::Position;
 use crate::service::core::Readiness;
 use crate::service::feed::{Feed, catch_up};
 use crate::service::gate::Gate;
@@ -23,9 +24,11 @@ use crate::service::operations::Operations;
 use crate::service::orphans::Orphans;
 use crate::service::pools::Pools;
 use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports, used_pools};
+use crate::service::sinks::Board;
 use crate::service::vms::Vms;
 use crate::service::{Core, fault::chain, sweeper};
-use crate::{shutdown, systemd, telemetry};
+use crate::{report, shutdown, systemd, telemetry};
+use std::collections::HashMap;
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,6 +48,9 @@ const STATUS: Duration = Duration::from_secs(10);
 
 /// How serving ended.
 type Served = Result<(), Box<dyn Error + Send + Sync>>;
+
+/// How far each sink's receiver is.
+type Cursors = HashMap<String, Position>;
 
 /// Why the daemon does not run, with the exit code that says so.
 struct Refusal {
@@ -121,7 +127,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
     let doors = listen::open(&config.api)
         .await
         .map_err(|error| refusal(1, error))?;
-    let (core, reconciler) = compose(config).await?;
+    let (core, reconciler, cursors) = compose(config).await?;
     reconciler.adopt_recorded();
 
     let closing = CancellationToken::new();
@@ -132,6 +138,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
         .run(reconciler, core.stopping.clone());
     core.tasks.spawn(link);
     core.tasks.spawn(catch_up(core.clone()));
+    report::sinks::start(&core, &cursors);
     compare_images(&core).await;
     core.tasks.spawn(sweeper::run(core.clone()));
     core.tasks.spawn(sweeper::await_pools(core.clone()));
@@ -146,7 +153,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
     Ok(())
 }
 
-async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal> {
+async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors), Refusal> {
     let uri: HypervisorUri = config.hypervisor.uri.parse().map_err(|error| {
         refusal(
             BAD_CONFIGURATION,
@@ -203,6 +210,7 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
         images: Images::new(loaded.images.clone(), &config.images, feed.clone())
             .map_err(|fault| refusal(BAD_CONFIGURATION, fault.message))?,
         orphans: Orphans::default(),
+        sinks: Board::default(),
         node: NodeIdentity::read(node),
         tasks: TaskTracker::new(),
         ready: watch::Sender::new(Readiness::Starting),
@@ -229,8 +237,9 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>), Refusal
         unfinished = loaded.live_operations.len(),
         "kvmlet starts"
     );
+    let cursors = loaded.cursors.clone();
     let reconciler = Arc::new(Reconciler::new(core.clone(), loaded));
-    Ok((core, reconciler))
+    Ok((core, reconciler, cursors))
 }
 
 /// Says that the service is up once the host was compared with the records.

@@ -48,6 +48,7 @@ fn shipped_with_all_examples() -> String {
 fn the_examples_in_the_shipped_file_are_valid() {
     let config = Config::from_toml(&shipped_with_all_examples()).expect("valid");
     assert_eq!(config.networks.len(), 3);
+    assert_eq!((config.report.len(), config.nats.len()), (1, 2));
     assert_eq!(config.pools.len(), 3);
     assert_eq!(config.hardware_profiles.len(), 1);
     assert!(config.node.id.is_some());
@@ -109,7 +110,7 @@ memory_overcommit = \"much\"
     let faults = faults(text);
     let expected = [
         "colour: unknown key (known here: api, events, hardware_profiles, hypervisor, images, journal, \
-         log, networks, node, operations, pools, shutdown, vms, vnc) (line 1)",
+         log, nats, networks, node, operations, pools, report, shutdown, vms, vnc) (line 1)",
         "hypervisor.uri: must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or \
          test:///default, the daemons' also as qemu+unix or test+unix with ?socket=PATH (line 3)",
         "hypervisor.connection: unknown key (known here: accelerator, call_timeout, connections, \
@@ -534,4 +535,42 @@ fn a_pool_on_ceph_can_be_the_only_one() {
     let text = "[[pools]]\nname='c'\nkind='rbd'\nimage_pool='i'\ndefault_root_pool='r'";
     let config = Config::from_toml(text).expect("valid");
     assert_eq!(config.default_pool().name, "c");
+}
+
+#[test]
+fn a_sink_has_a_name_of_its_own_and_somewhere_to_report_to() {
+    assert_eq!(
+        faults(
+            "[[report]]\nname='a'\nendpoints=['http://127.0.0.1:1', 'http://10.0.0.1:1']\n\
+             [[report]]\nendpoints=[]\nheartbeat='0s'\n\
+             [[nats]]\nname='a'\nservers=['nats://127.0.0.1:4222']\nsubject_prefix='a.*'\n"
+        ),
+        [
+            "report[0].endpoints[1]: must be https:// beyond this host, or insecure = true (line 3)",
+            "report[1].name: is missing (line 4)",
+            "report[1].endpoints: must name at least one (line 5)",
+            "report[1].heartbeat: must be from 1s to 1h (line 6)",
+            "nats[0].name: \"a\" is taken by another sink (line 8)",
+            "nats[0].subject_prefix: must be made of letters, digits, underscores and hyphens (line 10)",
+        ]
+    );
+}
+
+#[test]
+fn a_sink_that_needs_two_files_is_not_given_one() {
+    let nats = "[[nats]]\nname='a'\nservers=['tls://bus:1']\n";
+    assert_eq!(
+        faults(&format!("{nats}user='me'\ncredentials_file='/c'\n")),
+        [
+            "nats[0]: needs both of user and password_file, or none (line 1)",
+            "nats[0]: needs one of credentials_file and user, not both (line 1)",
+        ]
+    );
+    assert_eq!(
+        faults(&format!("{nats}tls={{ca_file='/ca', key_file='/k'}}\n")),
+        ["nats[0].tls: needs both of cert_file and key_file, or none (line 4)"]
+    );
+    let config = Config::from_toml(&format!("{nats}tls={{ca_file='/ca'}}")).expect("valid");
+    assert_eq!(config.nats[0].stream, "KVMLET");
+    assert_eq!(config.nats[0].subject_prefix, "kvmlet");
 }

@@ -1,14 +1,10 @@
-//! Messages of the API as JSON: proto3's own mapping with the field names of the
-//! protos, made from the descriptors, so that no message needs code here.
-//!
-//! In that mapping 64-bit numbers are strings and enums are their full names.
+//! Messages of the API that can be printed as JSON.
 
 use crate::cli::fault::Fault;
-use crate::proto::v1::{self, Operation};
+use crate::proto::json;
+pub(crate) use crate::proto::json::drop_unknown_details;
+use crate::proto::v1;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
-use std::fmt;
-use std::sync::LazyLock;
 
 /// A message of the API that can be printed.
 pub(crate) trait Named {
@@ -42,58 +38,18 @@ named!(
     WatchEventsResponse by epoch,
 );
 
-/// All messages of the API, with those that an error may carry.
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    let mut pool =
-        DescriptorPool::decode(v1::DESCRIPTORS).expect("build.rs wrote valid descriptors");
-    let details = prost_types::FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        .expect("tonic-types ships valid descriptors");
-    for file in details.file {
-        // Here and there Status and Any come under another file name.
-        let known = file.message_type.iter().any(|message| {
-            let name = format!("{}.{}", file.package(), message.name());
-            pool.get_message_by_name(&name).is_some()
-        });
-        if !known {
-            pool.add_file_descriptor_proto(file)
-                .expect("the imports of the details are there");
-        }
-    }
-    pool
-});
-
 /// A message in proto3's JSON mapping, with the protos' field names; values and
 /// lists are there also when empty, messages within it only when set.
 pub(crate) fn value<M: Message + Named>(message: &M) -> Result<serde_json::Value, Fault> {
-    let fault = |error: &dyn fmt::Display| Fault::internal(format!("can't write JSON: {error}"));
-    let descriptor = POOL
-        .get_message_by_name(&format!("kvmlet.v1.{}", M::NAME))
-        .ok_or_else(|| fault(&M::NAME))?;
-    let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
-        .map_err(|error| fault(&error))?;
-    let options = SerializeOptions::new()
-        .use_proto_field_name(true)
-        .skip_default_fields(false);
-    dynamic
-        .serialize_with_options(serde_json::value::Serializer, &options)
-        .map_err(|error| fault(&error))
-}
-
-/// Drops error details that this build has no descriptor of; JSON can't hold
-/// them.
-pub(crate) fn drop_unknown_details(operation: &mut Operation) {
-    if let Some(error) = &mut operation.error {
-        error.details.retain(|detail| {
-            let name = detail.type_url.rsplit('/').next().unwrap_or_default();
-            POOL.get_message_by_name(name).is_some()
-        });
-    }
+    json::value(M::NAME, message)
+        .map_err(|error| Fault::internal(format!("can't write JSON: {error}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use tonic_types::{ErrorDetails, StatusExt};
+    use v1::Operation;
 
     #[test]
     fn json_has_the_names_of_the_protos_and_every_field() {

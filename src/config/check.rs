@@ -3,6 +3,7 @@
 use super::events;
 use super::faults::ConfigFaults;
 use super::pools::{PoolSettings, pools};
+use super::report::{nats, report};
 use super::section::{Document, Section, check_path};
 use super::settings::{
     ApiSettings, Config, HardwareProfile, HypervisorSettings, ImageSettings, JournalSettings,
@@ -50,7 +51,10 @@ fn root(file: Section<'_>) -> Config {
     let hypervisor = hypervisor(file.section("hypervisor"));
     let vms = vms(file.section("vms"));
     let pools = pools(&file, &hypervisor);
+    let mut sinks = Vec::new();
     let config = Config {
+        report: report(&file, &mut sinks),
+        nats: nats(&file, &mut sinks),
         images: images(file.section("images"), &pools),
         networks: networks(&file),
         hardware_profiles: hardware_profiles(&file, &hypervisor, &vms),

@@ -11,12 +11,14 @@ mod check;
 mod events;
 mod faults;
 mod pools;
+mod report;
 mod section;
 mod settings;
 
 pub use events::EventSettings;
 pub use faults::{ConfigFaults, Fault};
 pub use pools::{Keyring, PoolBackend, PoolSettings, RbdSettings};
+pub use report::{Encoding, NatsLogin, NatsSettings, Pace, ReportSettings, TlsFiles};
 pub use settings::{
     ApiSettings, Config, HardwareProfile, HypervisorSettings, ImageSettings, JournalSettings,
     LogSettings, LogTarget, Network, NodeSettings, OperationSettings, ShutdownSettings, VmSettings,

@@ -2,6 +2,7 @@
 
 use super::events::EventSettings;
 use super::pools::PoolSettings;
+use super::report::{NatsSettings, ReportSettings};
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Hardware};
 use crate::model::nic::Attachment;
@@ -36,6 +37,10 @@ pub struct Config {
     pub vms: VmSettings,
     /// `[vnc]`.
     pub vnc: VncSettings,
+    /// `[[report]]`; its names and those of `[[nats]]` are unique together.
+    pub report: Vec<ReportSettings>,
+    /// `[[nats]]`.
+    pub nats: Vec<NatsSettings>,
     /// `[operations]`.
     pub operations: OperationSettings,
     /// `[events]`.
@@ -61,6 +66,8 @@ impl Default for Config {
             hardware_profiles: Vec::new(),
             vms: VmSettings::default(),
             vnc: VncSettings::default(),
+            report: Vec::new(),
+            nats: Vec::new(),
             operations: OperationSettings::default(),
             events: EventSettings::default(),
             shutdown: ShutdownSettings::default(),

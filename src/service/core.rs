@@ -9,6 +9,7 @@ use super::node::NodeIdentity;
 use super::operations::Operations;
 use super::orphans::Orphans;
 use super::pools::Pools;
+use super::sinks::Board;
 use super::vms::Vms;
 use crate::config::Config;
 use crate::model::fault::Fault;
@@ -53,6 +54,8 @@ pub struct Core {
     pub images: Images,
     /// Removals of what is in no record.
     pub orphans: Orphans,
+    /// Whom the agent reports to, and how they fare.
+    pub sinks: Board,
     /// This host.
     pub node: NodeIdentity,
     /// Cancelled when the agent stops: plans halt between steps.

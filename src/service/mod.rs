@@ -33,6 +33,7 @@ pub mod rebuild;
 pub mod reconcile;
 pub mod repeat;
 pub mod secrets;
+pub mod sinks;
 pub mod sweeper;
 pub mod vms;
 pub mod volumes;

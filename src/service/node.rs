@@ -330,6 +330,18 @@ fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
             pool.reason.clone(),
         ));
     }
+    for sink in core.sinks.list() {
+        conditions.push(condition(
+            format!("SinkReady/{}", sink.name),
+            sink.connected,
+            if sink.connected {
+                "Connected"
+            } else {
+                "NotConnected"
+            },
+            sink.problem.unwrap_or_default(),
+        ));
+    }
     conditions
 }
 
