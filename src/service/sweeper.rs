@@ -52,7 +52,6 @@ pub async fn run(core: Arc<Core>) {
 /// huge pages every ten.
 pub async fn watch_host(core: Arc<Core>) {
     for round in 0u64.. {
-        proven_now();
         if round.is_multiple_of(MEASURE) {
             host::refresh(&core).await;
         }
