@@ -141,6 +141,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
     report::sinks::start(&core, &cursors);
     compare_images(&core).await;
     core.tasks.spawn(sweeper::run(core.clone()));
+    core.tasks.spawn(sweeper::watch_host(core.clone()));
     core.tasks.spawn(sweeper::await_pools(core.clone()));
     core.tasks.spawn(sweeper::empty_trash(core.clone()));
 

@@ -42,7 +42,7 @@ impl From<Output> for Ended {
 }
 
 /// All commands, also those that only group others.
-const COMMANDS: [&[&str]; 43] = [
+const COMMANDS: [&[&str]; 46] = [
     &[],
     &["serve"],
     &["vm"],
@@ -80,6 +80,9 @@ const COMMANDS: [&[&str]; 43] = [
     &["op", "wait"],
     &["op", "cancel"],
     &["node"],
+    &["node", "maintenance"],
+    &["node", "maintenance", "on"],
+    &["node", "maintenance", "off"],
     &["config"],
     &["config", "check"],
     &["journal"],

@@ -248,6 +248,33 @@ async fn lists_are_tables_for_people_ids_when_quiet_and_json_for_scripts() {
 }
 
 #[tokio::test]
+async fn maintenance_begins_and_ends_on_command() {
+    let daemon = Daemon::simulated().await;
+    let cli = Cli(&daemon);
+    cli.import();
+    cli.run(&format!("vm create web1 {SMALL} --start")).done();
+    let begun = cli
+        .run("node maintenance on --message disks --stop-vms force")
+        .done();
+    assert!(begun.contains("set maintenance"), "{begun}");
+    let shown = cli.run("node").done();
+    assert!(shown.contains(": disks"), "{shown}");
+    let vm = cli.run("vm show web1 -o json").json();
+    assert_eq!(vm["state"], "VM_STATE_STOPPED");
+    let refused = cli.run("vm start web1").failed(4);
+    assert!(
+        refused.contains("reason: NODE_IN_MAINTENANCE\n")
+            && refused.contains("hint: kvmlet node maintenance off\n"),
+        "{refused}"
+    );
+    cli.run("node maintenance on --timeout 5s").failed(2);
+    cli.run("node maintenance off").done();
+    let node = cli.run("node -o json").json();
+    assert_eq!(node["maintenance"]["enabled"], false);
+    cli.run("vm start web1").done();
+}
+
+#[tokio::test]
 async fn refusals_say_why_what_helps_and_end_with_a_code_of_their_own() {
     let daemon = Daemon::simulated().await;
     let cli = Cli(&daemon);

@@ -252,6 +252,8 @@ fn every_condition_of_the_node_is_in_the_runbook() {
         "LibvirtReady",
         "JournalWritable",
         "JournalComplete",
+        "ClockSane",
+        "Schedulable",
         "PoolReady",
         "SinkReady",
     ] {

@@ -190,6 +190,10 @@ fn everything_that_is_wrong_is_told_on_a_line_of_its_own() {
             "UPDATE meta SET value = 'maybe' WHERE name = 'rebuild'",
             "the state of its rebuild",
         ),
+        (
+            "INSERT INTO meta (name, value) VALUES ('maintenance', 'maybe')",
+            "the state of its maintenance",
+        ),
     ];
     for (wrong, told) in wrongs {
         let (dir, path) = fixture(wrong);

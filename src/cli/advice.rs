@@ -47,7 +47,10 @@ fn words(reason: Reason) -> &'static str {
         Reason::MacInUse => "Use another; the VM above has it.",
         Reason::ImageInUse => "Expunge their VMs first.",
         Reason::VolumesMissing => "Bring them back; they are named above.",
-        Reason::VmBusy | Reason::ImageBusy => "Wait for the operation above, then try again.",
+        Reason::VmBusy | Reason::ImageBusy | Reason::NodeBusy => {
+            "Wait for the operation above, then try again."
+        }
+        Reason::NodeInMaintenance => "Use another host, or end the maintenance.",
         Reason::OrphanBusy => "Wait for the operation above.",
         Reason::OrphanInUse => "Remove what uses it first; it is named above.",
         Reason::OrphanRecorded => "A call for what it is removes it.",
@@ -99,9 +102,12 @@ fn command(reason: Reason) -> Option<&'static str> {
         | Reason::JournalUnavailable => "kvmlet node",
         Reason::StopPolicyRequired => "--stop graceful, or --stop force",
         Reason::GuestDidNotStop => "kvmlet vm stop VM --force",
-        Reason::VmBusy | Reason::ImageBusy | Reason::OrphanBusy | Reason::Overtaken => {
-            "kvmlet op wait OPERATION"
-        }
+        Reason::VmBusy
+        | Reason::ImageBusy
+        | Reason::OrphanBusy
+        | Reason::NodeBusy
+        | Reason::Overtaken => "kvmlet op wait OPERATION",
+        Reason::NodeInMaintenance => "kvmlet node maintenance off",
         Reason::KvmUnavailable => "--accelerator tcg",
         Reason::StaleGeneration | Reason::OutcomeUnknown | Reason::NoPreviousRoot => {
             "kvmlet vm show VM"

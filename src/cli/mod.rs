@@ -15,6 +15,7 @@ mod fault;
 mod image;
 mod journal;
 mod json;
+mod maintenance;
 mod node;
 mod operation;
 mod orphan;
@@ -113,9 +114,12 @@ enum Command {
     /// Operations: what was asked for, and how it goes
     #[command(subcommand)]
     Op(operation::OpCommand),
-    /// Show this host, its health, profiles, networks and pools
-    #[command(after_help = "Example:\n  kvmlet node")]
-    Node,
+    /// Show this host: what it is and can do, its room, health and pools
+    #[command(after_help = "Examples:\n  kvmlet node\n  kvmlet node maintenance on")]
+    Node {
+        #[command(subcommand)]
+        command: Option<node::NodeCommand>,
+    },
     /// Watch what happens on the host, with its causes
     #[command(after_help = "\
 Examples:
@@ -193,7 +197,7 @@ fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
             Command::Volume(command) => volume::run(&session, command).await,
             Command::Pool(command) => volume::run_pool(&session, &command).await,
             Command::Op(command) => operation::run(&session, command).await,
-            Command::Node => node::show(&session).await,
+            Command::Node { command } => node::run(&session, command).await,
             Command::Events(args) => events::watch(&session, args).await,
             Command::Orphan(command) => orphan::run(&session, command).await,
             Command::Serve(_)

@@ -66,12 +66,8 @@ pub(crate) struct StopFirstArgs {
 impl StopFirstArgs {
     /// The policy, if one was asked for.
     pub(crate) fn policy(&self) -> Option<StopPolicy> {
-        let mode = match self.stop? {
-            Mode::Graceful => StopMode::Graceful,
-            Mode::Force => StopMode::Force,
-        };
         Some(StopPolicy {
-            mode: mode.into(),
+            mode: self.stop?.wire().into(),
             timeout: self.stop_timeout.map(wire_duration),
             resend_interval: self.stop_resend.map(wire_duration),
             on_timeout: self.on_timeout.map_or(0, |what| what.wire().into()),
@@ -79,16 +75,27 @@ impl StopFirstArgs {
     }
 }
 
+/// How to stop a guest.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Mode {
+pub(crate) enum Mode {
     /// Ask the guest
     Graceful,
     /// Cut its power
     Force,
 }
 
+impl Mode {
+    pub(crate) fn wire(self) -> StopMode {
+        match self {
+            Self::Graceful => StopMode::Graceful,
+            Self::Force => StopMode::Force,
+        }
+    }
+}
+
+/// What to do when a guest did not stop in time.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum OnTimeout {
+pub(crate) enum OnTimeout {
     /// Leave it running and fail
     Fail,
     /// Cut its power
@@ -96,7 +103,7 @@ enum OnTimeout {
 }
 
 impl OnTimeout {
-    fn wire(self) -> v1::OnTimeout {
+    pub(crate) fn wire(self) -> v1::OnTimeout {
         match self {
             Self::Fail => v1::OnTimeout::Fail,
             Self::Force => v1::OnTimeout::Force,

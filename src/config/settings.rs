@@ -145,8 +145,16 @@ impl NodeSettings {
     pub fn resolve_id(&self) -> std::io::Result<Uuid> {
         match self.id {
             Some(id) => Ok(id),
-            None => Self::derived(&std::fs::read_to_string("/etc/machine-id")?),
+            None => Self::machine_id(),
         }
+    }
+
+    /// The id that is derived from `/etc/machine-id`, whatever is configured.
+    ///
+    /// # Errors
+    /// The machine id can't be read or is empty.
+    pub fn machine_id() -> std::io::Result<Uuid> {
+        Self::derived(&std::fs::read_to_string("/etc/machine-id")?)
     }
 
     fn derived(machine_id: &str) -> std::io::Result<Uuid> {

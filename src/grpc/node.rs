@@ -1,13 +1,13 @@
 //! `NodeService`.
 
 use super::call::Call;
-use super::convert::{event, node, orphan};
+use super::convert::{event, host, node, orphan};
 use super::edge::Edge;
 use super::watch::{self, Watch};
 use crate::proto::v1 as wire;
 use crate::proto::v1::node_service_server::NodeService;
 use crate::service::node::describe;
-use crate::service::orphans;
+use crate::service::{maintenance, orphans};
 use tonic::{Request, Response, Status};
 
 /// Answers for the host itself.
@@ -57,6 +57,20 @@ impl NodeService for NodeCalls {
         call.change(async move {
             let (envelope, id, generation) = orphan::delete(&request, caller)?;
             let operation = orphans::delete(&edge.core, envelope, id, generation).await?;
+            Ok(edge.operation(&operation))
+        })
+        .await
+    }
+
+    async fn set_maintenance(
+        &self,
+        request: Request<wire::SetMaintenanceRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let (call, request) = Call::open("SetMaintenance", request);
+        let (edge, caller) = (self.0.clone(), call.caller());
+        call.change(async move {
+            let (envelope, wish) = host::set_maintenance(request, caller)?;
+            let operation = maintenance::set(&edge.core, envelope, wish).await?;
             Ok(edge.operation(&operation))
         })
         .await

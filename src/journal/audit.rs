@@ -121,6 +121,9 @@ impl Audit {
             }
             Err(error) => self.problem(error.to_string()),
         }
+        if let Err(error) = outside.maintenance() {
+            self.problem(error.to_string());
+        }
     }
 
     /// Reads the records of one table; `take` gets each row with its record, and
@@ -335,6 +338,11 @@ impl Audit {
                         self.problem(format!("operation {id}: its image {image} is not recorded"));
                     }
                 }
+                (None, None)
+                    if matches!(
+                        operation.intent,
+                        Intent::DeleteOrphan { .. } | Intent::SetMaintenance { .. }
+                    ) => {}
                 (None, None) => self.problem(format!("operation {id}: is about nothing")),
             }
         }

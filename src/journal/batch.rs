@@ -4,10 +4,11 @@ use super::read::Rebuild;
 use crate::model::event::{Change, Position};
 use crate::model::ids::{ImageId, OperationId, VmId};
 use crate::model::image::Image;
+use crate::model::maintenance::Maintenance;
 use crate::model::operation::{Operation, OperationState};
 use crate::model::time::Timestamp;
 use crate::model::vm::Vm;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, params, params_from_iter};
 use serde::Serialize;
 
 /// Changes that become durable together or not at all, in the given order.
@@ -58,10 +59,13 @@ enum Write {
         sink: String,
         position: Position,
     },
+    Maintenance(Option<String>),
 }
 
 /// The name under which a rebuild is kept beside epoch and revision.
 pub(super) const REBUILD: &str = "rebuild";
+/// The name under which the host's maintenance is kept there.
+pub(super) const MAINTENANCE: &str = "maintenance";
 
 #[derive(Debug)]
 struct OperationRow {
@@ -140,6 +144,11 @@ impl Batch {
     /// Records what became of the records that were missing; `None`: nothing was.
     pub fn put_rebuild(self, rebuild: Option<&Rebuild>) -> Self {
         self.with(Write::Rebuild(rebuild.map(encode)))
+    }
+
+    /// Records the host's maintenance; `None`: there is none.
+    pub fn put_maintenance(self, maintenance: Option<&Maintenance>) -> Self {
+        self.with(Write::Maintenance(maintenance.map(encode)))
     }
 
     /// Records an event, and what it tells of its thing; it gets the next revision.
@@ -263,14 +272,24 @@ impl Write {
                      epoch = excluded.epoch, revision = excluded.revision",
                 params![sink, position.epoch.to_string(), number(position.revision)],
             ),
-            Self::Rebuild(Some(state)) => run(
-                "INSERT INTO meta (name, value) VALUES (?1, ?2)
-                 ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                params![REBUILD, state],
-            ),
-            Self::Rebuild(None) => run("DELETE FROM meta WHERE name = ?1", params![REBUILD]),
+            Self::Rebuild(state) => keep(connection, REBUILD, state.as_ref()),
+            Self::Maintenance(state) => keep(connection, MAINTENANCE, state.as_ref()),
         }
     }
+}
+
+/// Keeps a value by its name beside epoch and revision; `None`: keeps none.
+fn keep(connection: &Connection, name: &str, value: Option<&String>) -> rusqlite::Result<()> {
+    let (sql, values) = match value {
+        Some(value) => (
+            "INSERT INTO meta (name, value) VALUES (?1, ?2)
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            vec![name, value],
+        ),
+        None => ("DELETE FROM meta WHERE name = ?1", vec![name]),
+    };
+    let mut statement = connection.prepare_cached(sql)?;
+    statement.execute(params_from_iter(values)).map(drop)
 }
 
 pub(super) fn encode<T: Serialize>(record: &T) -> String {

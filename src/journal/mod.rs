@@ -25,8 +25,8 @@ pub(crate) mod tests;
 mod writer;
 
 pub use audit::{Audit, audit};
-use batch::REBUILD;
 pub use batch::{Announce, Batch, Told};
+use batch::{MAINTENANCE, REBUILD};
 pub use error::JournalError;
 pub use outside::export;
 pub use read::{Loaded, OperationQuery, Rebuild};

@@ -7,8 +7,10 @@
 
 use super::error::JournalError;
 use super::read::Rebuild;
-use super::{REBUILD, schema, sibling};
+use super::{MAINTENANCE, REBUILD, schema, sibling};
+use crate::model::maintenance::Maintenance;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -53,9 +55,18 @@ impl Outside {
 
     /// The state of the rebuild, if one is recorded.
     pub(super) fn rebuild(&self) -> Result<Option<Rebuild>, JournalError> {
+        self.kept(REBUILD)
+    }
+
+    /// The host's maintenance, if it is in one.
+    pub(super) fn maintenance(&self) -> Result<Option<Maintenance>, JournalError> {
+        self.kept(MAINTENANCE)
+    }
+
+    fn kept<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, JournalError> {
         let corrupt =
-            |why: String| JournalError::Corrupt(format!("the state of its rebuild: {why}"));
-        match self.meta(REBUILD)? {
+            |why: String| JournalError::Corrupt(format!("the state of its {name}: {why}"));
+        match self.meta(name)? {
             None => Ok(None),
             Some(rusqlite::types::Value::Text(text)) => serde_json::from_str(&text)
                 .map(Some)
@@ -118,6 +129,7 @@ pub fn export<E: From<JournalError>>(
         "epoch": meta("epoch")?,
         "revision": meta("revision")?,
         "rebuild": outside.rebuild()?,
+        "maintenance": outside.maintenance()?,
     }))?;
     for (kind, sql) in [
         ("vm", "SELECT id, record FROM vms ORDER BY id"),

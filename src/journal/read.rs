@@ -1,10 +1,11 @@
 //! What is recorded, read back.
 
-use super::batch::{REBUILD, column, state_name};
+use super::batch::{MAINTENANCE, REBUILD, column, state_name};
 use super::error::JournalError;
 use crate::model::event::{Change, Event, Position};
 use crate::model::ids::{ImageId, OperationId, RequestId, VmId};
 use crate::model::image::Image;
+use crate::model::maintenance::Maintenance;
 use crate::model::operation::{Operation, OperationState};
 use crate::model::time::Timestamp;
 use crate::model::vm::Vm;
@@ -37,6 +38,8 @@ pub struct Loaded {
     pub told: HashMap<String, u64>,
     /// How far each sink's receiver has acknowledged.
     pub cursors: HashMap<String, Position>,
+    /// The host's maintenance, if it is in one.
+    pub maintenance: Option<Maintenance>,
 }
 
 /// What becomes of the records that a journal did not have when it was made.
@@ -95,17 +98,9 @@ pub(super) fn load(connection: &Connection) -> Result<Loaded, JournalError> {
             "its epoch or revision is none".to_owned(),
         ));
     };
-    let rebuild: Option<String> = transaction
-        .query_row("SELECT value FROM meta WHERE name = ?1", [REBUILD], |row| {
-            row.get(0)
-        })
-        .optional()?;
-    let rebuild = rebuild
-        .map(|text| serde_json::from_str(&text))
-        .transpose()
-        .map_err(|error| JournalError::Corrupt(format!("the state of its rebuild: {error}")))?;
     Ok(Loaded {
-        rebuild,
+        rebuild: kept(&transaction, REBUILD)?,
+        maintenance: kept(&transaction, MAINTENANCE)?,
         told: told(&transaction)?,
         cursors: cursors(&transaction)?,
         epoch,
@@ -129,6 +124,21 @@ pub(super) fn load(connection: &Connection) -> Result<Loaded, JournalError> {
             &[],
         )?,
     })
+}
+
+/// What is kept as JSON by its name beside epoch and revision.
+fn kept<T: DeserializeOwned>(
+    connection: &Connection,
+    name: &str,
+) -> Result<Option<T>, JournalError> {
+    let text: Option<String> = connection
+        .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    text.map(|text| serde_json::from_str(&text))
+        .transpose()
+        .map_err(|error| JournalError::Corrupt(format!("the state of its {name}: {error}")))
 }
 
 pub(super) fn operation(

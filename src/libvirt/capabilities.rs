@@ -2,7 +2,7 @@
 
 use super::connection::Host;
 use super::error::{ErrorKind, LibvirtError};
-use super::xml::read;
+use super::xml::{CpuMode, NumaCell, Processor, host};
 use crate::model::bytes::Bytes;
 use std::fmt;
 use std::path::PathBuf;
@@ -35,6 +35,14 @@ pub struct HostFacts {
     pub machines: Vec<String>,
     /// libvirt finds a UEFI firmware for guests of the host's architecture.
     pub uefi: bool,
+    /// The processors.
+    pub processor: Processor,
+    /// The NUMA nodes; memory and huge pages as they were when this was gathered.
+    pub numa: Vec<NumaCell>,
+    /// How guests with KVM can choose their processor; empty without KVM.
+    pub kvm_cpu_modes: Vec<CpuMode>,
+    /// How guests without KVM can.
+    pub cpu_modes: Vec<CpuMode>,
 }
 
 /// A version in libvirt's counting.
@@ -72,12 +80,17 @@ impl Host {
     /// As any call; a hypervisor without domain capabilities is no error.
     pub fn facts(&self) -> Result<HostFacts, LibvirtError> {
         let capabilities = self.call("read capabilities", Connect::capabilities)?;
-        let capabilities = read::capabilities(&capabilities)
+        let capabilities = host::capabilities(&capabilities)
             .map_err(|e| LibvirtError::refused("read capabilities", ErrorKind::Other, e))?;
         let node = self.call("read node information", Connect::node_info)?;
-        let domain_capabilities = self.domain_capabilities(None)?;
         // The simulated driver claims to have every kind of guest.
-        let kvm = !self.is_simulated() && self.domain_capabilities(Some("kvm"))?.is_some();
+        let (without_kvm, with_kvm) = if self.is_simulated() {
+            (self.domain_capabilities(None)?, None)
+        } else {
+            let without = self.domain_capabilities(Some("qemu"))?;
+            (without, self.domain_capabilities(Some("kvm"))?)
+        };
+        let any = with_kvm.as_ref().or(without_kvm.as_ref());
         Ok(HostFacts {
             libvirt_version: Version::from_number(
                 self.call("read libvirt's version", Connect::lib_version)?,
@@ -90,12 +103,14 @@ impl Host {
             arch: capabilities.arch,
             cpus: node.cpus,
             memory: Bytes::kib(node.memory),
-            kvm,
-            emulator: domain_capabilities
-                .as_ref()
-                .and_then(|c| c.emulator.clone()),
+            kvm: with_kvm.is_some(),
+            emulator: any.and_then(|c| c.emulator.clone()),
             machines: capabilities.machines,
-            uefi: domain_capabilities.is_some_and(|c| c.uefi),
+            uefi: any.is_some_and(|c| c.uefi),
+            processor: capabilities.processor,
+            numa: capabilities.numa,
+            kvm_cpu_modes: with_kvm.map(|c| c.cpu_modes).unwrap_or_default(),
+            cpu_modes: without_kvm.map(|c| c.cpu_modes).unwrap_or_default(),
         })
     }
 
@@ -103,13 +118,13 @@ impl Host {
     fn domain_capabilities(
         &self,
         virt_type: Option<&str>,
-    ) -> Result<Option<read::DomainCapabilities>, LibvirtError> {
+    ) -> Result<Option<host::DomainCapabilities>, LibvirtError> {
         const WHAT: &str = "read domain capabilities";
         let answer = self.call(WHAT, |c| {
             c.domain_capabilities(None, None, None, virt_type, 0)
         });
         match answer {
-            Ok(xml) => read::domain_capabilities(&xml)
+            Ok(xml) => host::domain_capabilities(&xml)
                 .map(Some)
                 .map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Other, e)),
             Err(error) if error.is_connection_lost() => Err(error),

@@ -36,6 +36,6 @@ pub use events::{CloseReason, DomainChange, DomainEvent, IoErrorAction, StartedB
 pub use power::{OffReason, PauseReason, Power, RunReason};
 pub use uri::{HypervisorKind, HypervisorUri, UriError};
 pub use xml::{
-    AttachedDisk, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec,
-    XmlError,
+    AttachedDisk, CpuMode, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec,
+    NumaCell, Processor, VncSpec, XmlError,
 };

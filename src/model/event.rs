@@ -285,7 +285,8 @@ const fn moves(kind: OperationKind) -> bool {
         OperationKind::UpdateVm
         | OperationKind::ImportImage
         | OperationKind::DeleteImage
-        | OperationKind::DeleteOrphan => false,
+        | OperationKind::DeleteOrphan
+        | OperationKind::SetMaintenance => false,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod hardware;
 pub mod ids;
 pub mod image;
 pub mod lifecycle;
+pub mod maintenance;
 pub mod nic;
 pub mod operation;
 pub mod orphan;

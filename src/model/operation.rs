@@ -4,6 +4,7 @@ use super::bytes::Bytes;
 use super::fault::Fault;
 use super::ids::{ImageId, OperationId, RequestId, VmId};
 use super::image::Image;
+use super::maintenance::Maintenance;
 use super::orphan::Orphan;
 use super::request::{HealthCheck, ImportImage, VmChanges};
 use super::stop::{PowerOutcome, StopPolicy};
@@ -151,6 +152,15 @@ pub enum Intent {
     DeleteOrphan {
         /// The thing, as it was when this was asked for.
         orphan: Box<Orphan>,
+    },
+    /// Begin or end the host's maintenance.
+    SetMaintenance {
+        /// What was before.
+        before: Option<Maintenance>,
+        /// What shall be; `None`: no maintenance.
+        after: Option<Maintenance>,
+        /// How to stop the VMs that have power then; `None`: they go on.
+        stop: Option<StopPolicy>,
     },
 }
 
@@ -321,6 +331,8 @@ pub enum OperationKind {
     DeleteImage,
     /// DeleteOrphan.
     DeleteOrphan,
+    /// SetMaintenance.
+    SetMaintenance,
 }
 
 impl Intent {
@@ -344,6 +356,7 @@ impl Intent {
             Self::ImportImage { .. } => OperationKind::ImportImage,
             Self::DeleteImage => OperationKind::DeleteImage,
             Self::DeleteOrphan { .. } => OperationKind::DeleteOrphan,
+            Self::SetMaintenance { .. } => OperationKind::SetMaintenance,
         }
     }
 
@@ -371,7 +384,8 @@ impl Intent {
             | Self::SaveVm
             | Self::ImportImage { .. }
             | Self::DeleteImage
-            | Self::DeleteOrphan { .. } => false,
+            | Self::DeleteOrphan { .. }
+            | Self::SetMaintenance { .. } => false,
         }
     }
 }
@@ -396,7 +410,8 @@ impl OperationKind {
             | Self::RevertRootVolume
             | Self::ImportImage
             | Self::DeleteImage
-            | Self::DeleteOrphan => false,
+            | Self::DeleteOrphan
+            | Self::SetMaintenance => false,
         }
     }
 
@@ -420,6 +435,7 @@ impl OperationKind {
             Self::ImportImage => "import-image",
             Self::DeleteImage => "delete-image",
             Self::DeleteOrphan => "delete-orphan",
+            Self::SetMaintenance => "set-maintenance",
         }
     }
 }

@@ -199,6 +199,9 @@ reasons! {
     KvmUnavailable "KVM_UNAVAILABLE" FailedPrecondition:
         "KVM or a CPU mode that needs it was asked for, and this host does not have it.";
         "Ask for accelerator auto or TCG.".
+    NodeInMaintenance "NODE_IN_MAINTENANCE" FailedPrecondition:
+        "The host is in maintenance and takes no new guests.";
+        "Use another host, or end the maintenance; metadata.message has its message.".
     NotCancellable "NOT_CANCELLABLE" FailedPrecondition:
         "The operation is past its point of no return."; "Wait for its end.".
     GuestDidNotStop "GUEST_DID_NOT_STOP" FailedPrecondition:
@@ -223,6 +226,9 @@ reasons! {
         "Another operation holds the image."; "Wait for metadata.operation_id, then try again.".
     OrphanBusy "ORPHAN_BUSY" Aborted:
         "Another operation removes the orphan."; "Wait for metadata.operation_id.".
+    NodeBusy "NODE_BUSY" Aborted:
+        "Another operation begins or ends the host's maintenance.";
+        "Wait for metadata.operation_id, then try again.".
     StaleGeneration "STALE_GENERATION" Aborted:
         "The VM or orphan has changed since it was read."; "Read it again and decide anew.".
     ReaderTooSlow "READER_TOO_SLOW" Aborted:

@@ -90,6 +90,16 @@ pub enum VmRequest {
     },
 }
 
+/// Whether the host shall be in maintenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename = "set_maintenance", rename_all = "snake_case")]
+pub struct SetMaintenance {
+    /// The message of the maintenance; `None`: there shall be none.
+    pub message: Option<String>,
+    /// How to stop the VMs that have power; `None`: they go on.
+    pub stop_policy: Option<StopWish>,
+}
+
 /// A wished power state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

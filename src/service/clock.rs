@@ -44,6 +44,13 @@ pub fn proven_now() -> Timestamp {
     proven
 }
 
+/// By how much the clock was set forward and is not believed, as far as was seen.
+pub fn unproven() -> Option<Duration> {
+    let watch = WATCH.lock().unwrap_or_else(PoisonError::into_inner);
+    let (by, _) = watch.as_ref()?.ahead?;
+    Some(by)
+}
+
 /// Compares the clock with monotonic time.
 #[derive(Debug, Clone, Copy)]
 struct Watch {

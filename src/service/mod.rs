@@ -9,6 +9,7 @@
 //! own details (that is the adapters).
 
 pub mod admission;
+pub mod capacity;
 pub mod cell;
 pub mod clock;
 pub mod consoles;
@@ -18,10 +19,12 @@ mod ending;
 pub mod fault;
 pub mod feed;
 pub mod gate;
+pub mod host;
 pub mod hypervisor;
 pub mod image_cache;
 pub mod images;
 pub mod ledger;
+pub mod maintenance;
 pub mod node;
 pub mod operations;
 pub mod orphans;

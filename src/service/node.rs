@@ -1,44 +1,57 @@
 //! The host itself: what it is, what it has promised, how it fares.
 
+use super::capacity::{self, Share};
+use super::clock;
 use super::core::Core;
+use super::host::{self, HostView, Machine};
 use super::volumes::{PoolView, pools};
 use crate::journal::Rebuild;
 use crate::model::bytes::Bytes;
+use crate::model::fault::Fault;
 use crate::model::hardware::Hardware;
+use crate::model::ids::OperationId;
+use crate::model::maintenance::Maintenance;
 use crate::model::nic::Attachment;
+use crate::model::reason::Reason;
 use crate::model::time::Timestamp;
+use crate::model::view::View;
 use crate::service::operations::now;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 /// What does not change while the agent runs.
 pub struct NodeIdentity {
     id: Uuid,
     kvm: bool,
-    kernel: String,
+    /// The machine that the agent runs on.
+    pub machine: Machine,
     started: Timestamp,
     foreign: AtomicU32,
     /// What became of the records that the journal did not have when it was made.
     rebuild: Mutex<Option<Rebuild>>,
     /// When each condition last changed.
     conditions: Mutex<BTreeMap<String, (bool, Timestamp)>>,
+    maintenance: Mutex<Option<Maintenance>>,
+    /// The operation that changes it.
+    changing: Mutex<Option<OperationId>>,
 }
 
 impl NodeIdentity {
     /// Reads what the kernel tells of the host.
     pub fn read(id: Uuid) -> Self {
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             id,
             kvm: kvm_works(),
-            kernel: kernel.trim().to_owned(),
+            machine: Machine::read(),
             started: now(),
             foreign: AtomicU32::new(0),
             rebuild: Mutex::default(),
             conditions: Mutex::default(),
+            maintenance: Mutex::default(),
+            changing: Mutex::default(),
         }
     }
 
@@ -59,23 +72,65 @@ impl NodeIdentity {
 
     /// Notes what became of the records that the journal did not have.
     pub fn set_rebuild(&self, rebuild: Option<Rebuild>) {
-        *self.rebuild.lock().unwrap_or_else(PoisonError::into_inner) = rebuild;
+        *lock(&self.rebuild) = rebuild;
     }
 
     /// What became of the records that the journal did not have when it was made;
     /// `None` if nothing was missing.
     pub fn rebuild(&self) -> Option<Rebuild> {
-        self.rebuild
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.rebuild).clone()
+    }
+
+    /// The host's maintenance, if it is in one; what the journal has.
+    pub fn maintenance(&self) -> Option<Maintenance> {
+        lock(&self.maintenance).clone()
+    }
+
+    /// Notes the host's maintenance as the journal has it. While the agent serves,
+    /// the caller holds the admission lock.
+    pub fn set_maintenance(&self, maintenance: Option<Maintenance>) {
+        *lock(&self.maintenance) = maintenance;
+    }
+
+    /// Refuses new guests during maintenance.
+    ///
+    /// # Errors
+    /// `NODE_IN_MAINTENANCE`.
+    pub fn check_takes_guests(&self) -> Result<(), Fault> {
+        match self.maintenance() {
+            None => Ok(()),
+            Some(Maintenance { message, .. }) => Err(Fault::new(
+                Reason::NodeInMaintenance,
+                "the host is in maintenance and takes no new guests",
+            )
+            .with("message", message)),
+        }
+    }
+
+    /// Has an operation be the only one that changes the maintenance.
+    ///
+    /// # Errors
+    /// `NODE_BUSY` while there is another.
+    pub fn hold_maintenance(&self, id: OperationId) -> Result<(), Fault> {
+        let mut changing = lock(&self.changing);
+        if let Some(holder) = *changing {
+            return Err(Fault::new(
+                Reason::NodeBusy,
+                format!("operation {holder} begins or ends the maintenance"),
+            )
+            .with("operation_id", holder));
+        }
+        *changing = Some(id);
+        Ok(())
+    }
+
+    /// Says that the operation that changed the maintenance has ended.
+    pub fn release_maintenance(&self) {
+        *lock(&self.changing) = None;
     }
 
     fn since(&self, kind: &str, status: bool) -> Timestamp {
-        let mut conditions = self
-            .conditions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut conditions = lock(&self.conditions);
         let entry = conditions
             .entry(kind.to_owned())
             .or_insert_with(|| (status, now()));
@@ -84,6 +139,10 @@ impl NodeIdentity {
         }
         entry.1
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// KVM's device opens, and the processor says that it can: some nested hosts
@@ -141,14 +200,24 @@ pub struct NodeView {
     pub cpus: u32,
     /// Memory.
     pub memory: Bytes,
-    /// vCPUs of the VMs that have power or are about to.
-    pub promised_vcpus: u32,
-    /// Memory of the same VMs.
-    pub promised_memory: Bytes,
+    /// What is told of the machine itself.
+    pub host: HostView,
+    /// What the VMs have that have power or are about to get it.
+    pub promised: Share,
+    /// What VMs may take in all; `None` while libvirt is away.
+    pub capacity: Option<Share>,
+    /// The configured vCPUs for each thread.
+    pub vcpu_overcommit: f64,
+    /// The configured guest memory for each byte of the host's.
+    pub memory_overcommit: f64,
+    /// The configured memory that guests never get.
+    pub reserved_memory: Bytes,
+    /// The host's maintenance, if it is in one.
+    pub maintenance: Option<Maintenance>,
     /// The pools.
     pub pools: Vec<PoolView>,
-    /// How many VMs are in each resting state.
-    pub vm_counts: BTreeMap<String, u32>,
+    /// The VMs.
+    pub vms: Vec<Arc<View>>,
     /// What is well and what is not.
     pub conditions: Vec<ConditionView>,
     /// When the agent started.
@@ -186,22 +255,9 @@ pub struct ConditionView {
 pub fn describe(core: &Core) -> NodeView {
     let facts = core.hypervisor.facts().ok();
     let node = &core.node;
-    let mut promised_vcpus = 0u32;
-    let mut promised_memory = Bytes::ZERO;
-    let mut vm_counts = BTreeMap::new();
-    for view in core.vms.list() {
-        let (Some(vm), Some((resting, _))) = (&view.vm, view.resting()) else {
-            continue;
-        };
-        *vm_counts.entry(resting.as_str().to_owned()).or_insert(0) += 1;
-        if view.claims_host() {
-            promised_vcpus = promised_vcpus.saturating_add(vm.hardware.vcpus);
-            promised_memory = promised_memory.saturating_add(vm.hardware.memory);
-        }
-    }
     let accelerator = if core.hypervisor.is_simulated() {
         "test"
-    } else if node.kvm {
+    } else if host::auto_is_kvm(core) {
         "kvm"
     } else {
         "tcg"
@@ -221,7 +277,7 @@ pub fn describe(core: &Core) -> NodeView {
         hypervisor_version: facts
             .as_ref()
             .map_or_else(String::new, |facts| facts.hypervisor_version.to_string()),
-        kernel_version: node.kernel.clone(),
+        kernel_version: node.machine.kernel.clone(),
         hypervisor_uri: core.hypervisor.uri().as_str().to_owned(),
         accelerator: accelerator.to_owned(),
         architecture: facts
@@ -229,11 +285,18 @@ pub fn describe(core: &Core) -> NodeView {
             .map_or_else(String::new, |facts| facts.arch.clone()),
         cpus: facts.as_ref().map_or(0, |facts| facts.cpus),
         memory: facts.as_ref().map_or(Bytes::ZERO, |facts| facts.memory),
-        promised_vcpus,
-        promised_memory,
+        host: host::view(core, facts.as_deref()),
+        promised: capacity::promised(core, None),
+        capacity: facts
+            .as_ref()
+            .map(|facts| capacity::total(facts, &core.config.vms)),
+        vcpu_overcommit: core.config.vms.vcpu_overcommit,
+        memory_overcommit: core.config.vms.memory_overcommit,
+        reserved_memory: core.config.vms.reserved_memory,
+        maintenance: node.maintenance(),
         conditions: conditions(core, &pools),
         pools,
-        vm_counts,
+        vms: core.vms.list(),
         start_time: node.started,
         libvirt_calls: core.hypervisor.calls(),
         journal_commits,
@@ -276,8 +339,12 @@ pub fn status_line(core: &Core) -> String {
     } else {
         ", libvirt is away"
     };
+    let maintenance = match core.node.maintenance() {
+        Some(_) => ", in maintenance",
+        None => "",
+    };
     format!(
-        "{} VMs, {running} with power, {at_work} operations at work{libvirt}",
+        "{} VMs, {running} with power, {at_work} operations at work{libvirt}{maintenance}",
         views.len()
     )
 }
@@ -322,6 +389,40 @@ fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
         lost.as_ref()
             .map_or(String::new(), |(_, message)| message.clone()),
     ));
+    let unproven = clock::unproven();
+    conditions.push(condition(
+        "ClockSane".to_owned(),
+        unproven.is_none(),
+        if unproven.is_none() {
+            "Trusted"
+        } else {
+            "SetForward"
+        },
+        unproven.map_or(String::new(), |by| {
+            format!(
+                "the clock was set forward by {} s; nothing is removed because of that for a day",
+                by.as_secs()
+            )
+        }),
+    ));
+    let maintenance = core.node.maintenance();
+    let schedulable = condition(
+        "Schedulable".to_owned(),
+        maintenance.is_none(),
+        if maintenance.is_none() {
+            "TakesGuests"
+        } else {
+            "Maintenance"
+        },
+        maintenance
+            .as_ref()
+            .map_or(String::new(), |maintenance| maintenance.message.clone()),
+    );
+    conditions.push(ConditionView {
+        // Known over a restart.
+        since: maintenance.map_or(schedulable.since, |maintenance| maintenance.since),
+        ..schedulable
+    });
     for pool in pools {
         conditions.push(condition(
             format!("PoolReady/{}", pool.name),

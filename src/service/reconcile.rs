@@ -15,7 +15,7 @@ use super::operations::now;
 use super::plan::Ended;
 use super::secrets;
 use super::vms::adopt;
-use super::{images, node, orphans, plans, rebuild};
+use super::{images, maintenance, node, orphans, plans, rebuild};
 use crate::journal::{Batch, Loaded, Rebuild};
 use crate::libvirt::{DomainChange, DomainEvent, DomainState, IoErrorAction};
 use crate::model::event::Cause;
@@ -50,6 +50,7 @@ impl Reconciler {
     /// Will compare what the journal held with the host.
     pub fn new(core: Arc<Core>, loaded: Loaded) -> Self {
         core.node.set_rebuild(loaded.rebuild);
+        core.node.set_maintenance(loaded.maintenance);
         let unfinished = Unfinished {
             vms: loaded.vms,
             operations: loaded.live_operations,
@@ -75,6 +76,7 @@ impl Reconciler {
         let mut unfinished: HashMap<VmId, Operation> = HashMap::new();
         let mut of_images = Vec::new();
         let mut of_orphans = Vec::new();
+        let mut of_node = Vec::new();
         for operation in loaded.operations {
             match (operation.vm_id, operation.image_id) {
                 (Some(vm), _) => {
@@ -98,6 +100,9 @@ impl Reconciler {
                 (None, Some(image)) => of_images.push((image, operation)),
                 (None, None) if matches!(operation.intent, Intent::DeleteOrphan { .. }) => {
                     of_orphans.push(operation);
+                }
+                (None, None) if matches!(operation.intent, Intent::SetMaintenance { .. }) => {
+                    of_node.push(operation);
                 }
                 (None, None) => {
                     tracing::error!(operation_id = %operation.id, "an operation is about nothing");
@@ -136,6 +141,9 @@ impl Reconciler {
             if let Intent::DeleteOrphan { orphan } = operation.intent.clone() {
                 orphans::begin(core, &orphan, core.operations.resume(operation));
             }
+        }
+        for operation in of_node {
+            maintenance::resume(core, operation);
         }
     }
 

@@ -5,7 +5,7 @@ use super::clock::proven_now;
 use super::core::{Core, Readiness};
 use super::domains::console_log;
 use super::fault::chain;
-use super::{image_cache, node, secrets, vms};
+use super::{host, image_cache, node, secrets, vms};
 use crate::model::ids::VmId;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::time::Timestamp;
@@ -25,6 +25,10 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const ROUNDS: u64 = 10;
 /// How often it looks for what has had its time in the trash.
 const TRASH: Duration = Duration::from_secs(300);
+/// How often it looks at the host's conditions.
+const LOOK: Duration = Duration::from_secs(1);
+/// Every how many times it measures the host.
+const MEASURE: u64 = 10;
 /// Who the operations of the sweeper are by.
 const CALLER: &str = "kvmlet";
 
@@ -40,6 +44,22 @@ pub async fn run(core: Arc<Core>) {
             () = tokio::time::sleep(INTERVAL) => {}
         }
         sweep(&core, round.is_multiple_of(ROUNDS), &mut tried).await;
+    }
+}
+
+/// Notes what has changed of the host, until the agent stops: its conditions each
+/// second, so that since when is right however rarely somebody asks; its memory and
+/// huge pages every ten.
+pub async fn watch_host(core: Arc<Core>) {
+    for round in 0u64.. {
+        if round.is_multiple_of(MEASURE) {
+            host::refresh(&core).await;
+        }
+        node::refresh_conditions(&core);
+        tokio::select! {
+            () = core.stopping.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
     }
 }
 

@@ -27,7 +27,7 @@ mod task;
 
 pub use error::{BadImageKind, StorageError, StorageErrorKind};
 pub use qcow2::Qcow2Pool;
-pub use rbd::{CephSecret, Keyring, RbdPool, RbdPoolSpec};
+pub use rbd::{CephSecret, Keyring, RbdPool, RbdPoolSpec, ceph_version};
 pub use source::{CheckedSource, ImageSource, SourcePolicy, SourceRequest, UrlPrefix};
 pub use task::Task;
 

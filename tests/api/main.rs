@@ -11,10 +11,12 @@ mod support;
 
 mod bad_input;
 mod behind;
+mod capacity;
 mod create;
 mod events;
 mod host;
 mod image_cache;
+mod maintenance;
 mod missing;
 mod operations;
 mod orphans;

@@ -24,6 +24,7 @@ pub enum Ask {
     Import(Box<ImportImageRequest>),
     DeleteImage(DeleteImageRequest),
     DeleteOrphan(DeleteOrphanRequest),
+    SetMaintenance(SetMaintenanceRequest),
 }
 
 impl Ask {
@@ -77,6 +78,7 @@ impl Ask {
             Self::Import(request) => request.request_id = request_id,
             Self::DeleteImage(request) => request.request_id = request_id,
             Self::DeleteOrphan(request) => request.request_id = request_id,
+            Self::SetMaintenance(request) => request.request_id = request_id,
         }
         anew
     }
@@ -102,6 +104,7 @@ impl Ask {
             Self::Import(request) => images.import_image(*request).await,
             Self::DeleteImage(request) => images.delete_image(request).await,
             Self::DeleteOrphan(request) => api.nodes().delete_orphan(request).await,
+            Self::SetMaintenance(request) => api.nodes().set_maintenance(request).await,
         }
     }
 }

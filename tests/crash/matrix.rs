@@ -174,7 +174,10 @@ impl<'a> Matrix<'a> {
 
     /// What holds after every case.
     fn common(&self, prepared: &Prepared, before: &World, after: &World) -> Vec<String> {
-        let about: Vec<&str> = prepared.vm.iter().map(String::as_str).collect();
+        let mut about: Vec<&str> = prepared.vm.iter().map(String::as_str).collect();
+        if self.scenario.is_of_host() {
+            about.push(&self.stage.bystander);
+        }
         let mut wrong = violations(after);
         wrong.extend(violations_between(before, after, &about));
         wrong
@@ -468,6 +471,9 @@ impl<'a> Matrix<'a> {
     /// Removes what a case was about; what is left then is what the stage has.
     async fn tidy(&mut self, prepared: &Prepared) {
         self.stage.cluster_answers().await;
+        if self.scenario.is_of_host() {
+            self.stage.end_maintenance().await;
+        }
         if let Some(vm) = &prepared.vm {
             self.stage.remove(vm).await;
         }

@@ -43,6 +43,9 @@ pub enum Scenario {
     DeleteImage,
     /// A volume that no record knows.
     DeleteOrphan,
+    /// With two guests that run, which are stopped by force.
+    BeginMaintenance,
+    EndMaintenance,
 }
 
 /// A request that is about to be sent, and what it is about.
@@ -70,6 +73,8 @@ impl Scenario {
         Self::Import,
         Self::DeleteImage,
         Self::DeleteOrphan,
+        Self::BeginMaintenance,
+        Self::EndMaintenance,
         Self::Delete,
         Self::Recover,
         Self::RecoverLost,
@@ -140,7 +145,13 @@ impl Scenario {
             Self::Import => "import-image",
             Self::DeleteImage => "delete-image",
             Self::DeleteOrphan => "delete-orphan",
+            Self::BeginMaintenance | Self::EndMaintenance => "set-maintenance",
         }
+    }
+
+    /// Whether it is about the whole host, and so about every VM.
+    pub const fn is_of_host(self) -> bool {
+        matches!(self, Self::BeginMaintenance | Self::EndMaintenance)
     }
 
     /// The name of its row in the runbook.
@@ -163,6 +174,7 @@ impl Scenario {
             Self::Import => "ImportImage",
             Self::DeleteImage => "DeleteImage",
             Self::DeleteOrphan => "DeleteOrphan",
+            Self::BeginMaintenance | Self::EndMaintenance => "SetMaintenance",
         }
     }
 
@@ -214,6 +226,7 @@ impl Scenario {
                 | Self::RevertRoot
                 | Self::Delete
                 | Self::DeleteForGood
+                | Self::BeginMaintenance
         );
         let wanted = CreateVmRequest {
             start: powered,
@@ -294,6 +307,14 @@ impl Scenario {
                     (api.state(&vm_id).await == VmState::Lost).then_some(())
                 })
                 .await;
+            }
+            Self::EndMaintenance => {
+                let request = SetMaintenanceRequest {
+                    enabled: true,
+                    message: "soon over".to_owned(),
+                    ..Default::default()
+                };
+                stage.succeeds(&Ask::SetMaintenance(request)).await;
             }
             _ => {}
         }
@@ -384,6 +405,16 @@ impl Scenario {
                 request_id,
                 stop_policy: Some(force()),
                 retention: Some(prost_types::Duration::default()),
+                ..Default::default()
+            }),
+            Self::BeginMaintenance => Ask::SetMaintenance(SetMaintenanceRequest {
+                request_id,
+                enabled: true,
+                message: "new disks".to_owned(),
+                stop_policy: Some(force()),
+            }),
+            Self::EndMaintenance => Ask::SetMaintenance(SetMaintenanceRequest {
+                request_id,
                 ..Default::default()
             }),
             Self::Recover | Self::RecoverLost => plain!(Recover, RecoverVmRequest),

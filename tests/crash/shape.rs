@@ -17,6 +17,7 @@ pub fn shape(world: &World, prepared: &Prepared) -> String {
         writeln!(text, "image {image:?}, files {:?}", files(world, id)).unwrap();
         writeln!(text, "{CLUSTER} {:?}", rbd_images(world, id)).unwrap();
     }
+    writeln!(text, "maintenance {:?}", world.maintenance).unwrap();
     if let Some(id) = &prepared.stray {
         writeln!(text, "files {:?}", files(world, id)).unwrap();
     }

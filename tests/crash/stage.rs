@@ -224,6 +224,18 @@ impl Stage {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Ends the host's maintenance, and starts again what was stopped for it and
+    /// nothing is ever asked of.
+    pub async fn end_maintenance(&self) {
+        self.succeeds(&Ask::SetMaintenance(SetMaintenanceRequest::default()))
+            .await;
+        let start = StartVmRequest {
+            vm_id: self.bystander.clone(),
+            ..Default::default()
+        };
+        self.succeeds(&Ask::Start(start)).await;
+    }
+
     /// Removes a VM, whatever has become of it.
     pub async fn remove(&self, vm_id: &str) {
         let api = self.api();

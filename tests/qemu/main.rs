@@ -27,6 +27,7 @@ mod change;
 mod console;
 mod death;
 mod devices;
+mod facts;
 mod libvirtd;
 mod network;
 mod orphans;
@@ -96,6 +97,8 @@ const TESTS: &[Test] = tests![
     network::a_vm_on_a_bridge_that_is_not_there_is_not_made,
     console::each_console_has_a_fresh_password_that_expires,
     console::a_screenshot_is_a_png_of_the_display,
+    facts::the_host_tells_what_the_kernel_says_of_it,
+    facts::the_host_tells_what_qemu_can_give_to_guests,
 ];
 
 fn main() -> ExitCode {

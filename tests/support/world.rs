@@ -29,6 +29,8 @@ pub struct World {
     pub files: BTreeMap<String, String>,
     /// The VMs that have a console log.
     pub consoles: Vec<String>,
+    /// The message of the host's maintenance, if it is in one.
+    pub maintenance: Option<String>,
     /// What its Ceph pools hold, if it has such.
     pub ceph: Option<Holdings>,
 }
@@ -81,9 +83,15 @@ impl World {
             domains,
             files: files.collect(),
             consoles: consoles(&daemon.home().join("console")),
+            maintenance: maintenance(&api).await,
             ceph: None,
         }
     }
+}
+
+async fn maintenance(api: &Api) -> Option<String> {
+    let maintenance = api.node().await.maintenance.expect("it is always told");
+    maintenance.enabled.then_some(maintenance.message)
 }
 
 async fn images(api: &Api) -> BTreeMap<String, Image> {

@@ -97,6 +97,19 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The condition of the clock, once it is such.
+    async fn clock_condition(&self, sane: bool) -> Condition {
+        let api = self.daemon.api();
+        until("the condition of the clock", PATIENCE, async || {
+            let conditions = api.node().await.conditions;
+            let clock = |it: &Condition| it.r#type == "ClockSane" && it.status == sane;
+            conditions.into_iter().find(clock)
+        })
+        .await
+    }
+}
+
 async fn delete(api: &Api, vm_id: &str, retention: i64) {
     let request = DeleteVmRequest {
         vm_id: vm_id.to_owned(),
@@ -130,6 +143,8 @@ async fn a_clock_set_forward_removes_nothing_and_one_set_right_goes_on() {
 
     place.set("+3650d");
     place.sees("the clock was set forward").await;
+    let doubted = place.clock_condition(false).await;
+    assert_eq!(doubted.reason, "SetForward");
     assert_eq!(api.state(&deleted).await, VmState::Deleted);
     assert_eq!(place.daemon.pool_files(), files);
     let request = GetOperationRequest {
@@ -152,6 +167,7 @@ async fn a_clock_set_forward_removes_nothing_and_one_set_right_goes_on() {
     place.set("+0");
     delete(&api, &deleted, 1).await;
     place.sees("the clock was set back").await;
+    place.clock_condition(true).await;
     until("the end of the retention", PATIENCE, async || {
         api.vm(&deleted).await.is_err().then_some(())
     })

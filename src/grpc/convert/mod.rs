@@ -8,6 +8,7 @@
 pub(super) mod create;
 pub(crate) mod event;
 pub(super) mod hardware;
+pub(super) mod host;
 pub(super) mod image;
 pub(super) mod nic;
 pub(crate) mod node;

@@ -127,6 +127,7 @@ const fn kind(kind: OperationKind) -> wire::OperationType {
         OperationKind::ImportImage => wire::OperationType::ImportImage,
         OperationKind::DeleteImage => wire::OperationType::DeleteImage,
         OperationKind::DeleteOrphan => wire::OperationType::DeleteOrphan,
+        OperationKind::SetMaintenance => wire::OperationType::SetMaintenance,
     }
 }
 

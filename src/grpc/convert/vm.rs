@@ -70,10 +70,11 @@ pub(in super::super) fn state(view: &View) -> Option<wire::VmState> {
         OperationKind::ResumeVm => S::Resuming,
         OperationKind::SaveVm => S::Saving,
         OperationKind::ReplaceRootVolume | OperationKind::RevertRootVolume => S::ReplacingRoot,
-        // These hold images, never VMs.
-        OperationKind::ImportImage | OperationKind::DeleteImage | OperationKind::DeleteOrphan => {
-            resting_state(resting)
-        }
+        // These never hold VMs.
+        OperationKind::ImportImage
+        | OperationKind::DeleteImage
+        | OperationKind::DeleteOrphan
+        | OperationKind::SetMaintenance => resting_state(resting),
     })
 }
 

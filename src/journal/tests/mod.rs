@@ -7,6 +7,7 @@ mod torn;
 
 use super::{Batch, Journal, JournalError, OperationQuery, Rebuild, sibling};
 use crate::model::ids::{ImageId, OperationId, RequestId};
+use crate::model::maintenance::Maintenance;
 use crate::model::operation::{Operation, OperationState};
 use crate::model::time::Timestamp;
 use rusqlite::Connection;
@@ -81,6 +82,25 @@ fn a_new_journal_says_so_until_it_is_told_what_became_of_the_old_one() {
         journal.commit(batch).unwrap();
         drop(journal);
         assert_eq!(open(&path).1.rebuild, told);
+    }
+}
+
+#[test]
+fn the_hosts_maintenance_is_kept_until_it_ends() {
+    let (_dir, path) = place();
+    let begun = |message: &str| {
+        Some(Maintenance {
+            message: message.to_owned(),
+            since: Timestamp(7),
+        })
+    };
+    assert_eq!(open(&path).1.maintenance, None);
+    for told in [begun("new disks"), begun(""), None] {
+        let (journal, _) = open(&path);
+        let batch = Batch::new().put_maintenance(told.as_ref());
+        journal.commit(batch).unwrap();
+        drop(journal);
+        assert_eq!(open(&path).1.maintenance, told);
     }
 }
 

@@ -5,6 +5,7 @@
 //! is no way to escape it.
 
 mod element;
+pub(super) mod host;
 pub(super) mod read;
 mod spec;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tests;
 pub(super) mod write;
 
 pub use element::{check_text, check_title};
+pub use host::{CpuMode, NumaCell, Processor};
 pub use read::AttachedDisk;
 pub use spec::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,

@@ -5,7 +5,6 @@ use super::AGENT_CHANNEL;
 use super::spec::Metadata;
 use crate::model::view::VncEndpoint;
 use roxmltree::{Document, Node};
-use std::path::PathBuf;
 
 /// XML of libvirt's that can't be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,22 +28,12 @@ pub struct AttachedDisk {
     pub serial: Option<String>,
 }
 
-pub(in super::super) struct Capabilities {
-    pub(in super::super) arch: String,
-    pub(in super::super) machines: Vec<String>,
-}
-
-pub(in super::super) struct DomainCapabilities {
-    pub(in super::super) emulator: Option<PathBuf>,
-    pub(in super::super) uefi: bool,
-}
-
-fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
     node.children().find(|n| n.has_tag_name(name))
 }
 
 /// The node at the end of a path of element names.
-fn at<'a, 'i>(node: Node<'a, 'i>, path: &[&str]) -> Option<Node<'a, 'i>> {
+pub(super) fn at<'a, 'i>(node: Node<'a, 'i>, path: &[&str]) -> Option<Node<'a, 'i>> {
     path.iter().try_fold(node, |node, name| child(node, name))
 }
 
@@ -136,41 +125,4 @@ pub(in super::super) fn agent_connected(xml: &str) -> Result<bool, Unreadable> {
             target.attribute("name") == Some(AGENT_CHANNEL)
                 && target.attribute("state") == Some("connected")
         }))
-}
-
-pub(in super::super) fn capabilities(xml: &str) -> Result<Capabilities, Unreadable> {
-    let document = Document::parse(xml)?;
-    let root = document.root_element();
-    let arch = at(root, &["host", "cpu", "arch"])
-        .and_then(|a| a.text())
-        .ok_or(Unreadable::Missing("host architecture"))?
-        .to_owned();
-    let mut machines = Vec::new();
-    for guest in root.children().filter(|n| n.has_tag_name("guest")) {
-        let for_host = child(guest, "arch").filter(|a| a.attribute("name") == Some(&*arch));
-        for machine in for_host.iter().flat_map(|a| a.descendants()) {
-            let name = machine.text().filter(|_| machine.has_tag_name("machine"));
-            // The same board can be listed once for each accelerator.
-            if let Some(name) = name.filter(|name| !machines.iter().any(|known| known == name)) {
-                machines.push(name.to_owned());
-            }
-        }
-    }
-    Ok(Capabilities { arch, machines })
-}
-
-pub(in super::super) fn domain_capabilities(xml: &str) -> Result<DomainCapabilities, Unreadable> {
-    let document = Document::parse(xml)?;
-    let root = document.root_element();
-    let emulator = child(root, "path").and_then(|p| p.text());
-    let uefi = child(root, "os").is_some_and(|os| {
-        os.children()
-            .filter(|n| n.has_tag_name("enum") && n.attribute("name") == Some("firmware"))
-            .flat_map(|n| n.children())
-            .any(|value| value.text() == Some("efi"))
-    });
-    Ok(DomainCapabilities {
-        emulator: emulator.map(PathBuf::from),
-        uefi,
-    })
 }

@@ -364,15 +364,3 @@ fn the_agents_channel_is_connected_only_when_libvirt_says_so() {
         Ok(false)
     );
 }
-
-#[test]
-fn capabilities_name_the_boards_of_the_hosts_architecture() {
-    let xml = "<capabilities><host><cpu><arch>x86_64</arch></cpu></host>\
-        <guest><arch name='i686'><machine>isapc</machine></arch></guest>\
-        <guest><arch name='x86_64'><machine>q35</machine><machine>pc</machine>\
-        <domain type='kvm'><machine>q35</machine></domain></arch></guest></capabilities>";
-    let capabilities = read::capabilities(xml).unwrap();
-    assert_eq!(capabilities.arch, "x86_64");
-    assert_eq!(capabilities.machines, ["q35", "pc"]);
-    assert!(read::capabilities("<capabilities/>").is_err());
-}

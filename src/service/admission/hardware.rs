@@ -1,11 +1,10 @@
-//! Hardware: what is asked for on top of what is configured, and whether the host
-//! can give it.
+//! Hardware: what is asked for on top of what is configured, and whether this host
+//! has such.
 
 use super::Core;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
-use crate::model::ids::VmId;
 use crate::model::reason::Reason;
 use crate::model::request::HardwareWish;
 use crate::model::vm::Hypervisor;
@@ -14,61 +13,6 @@ use crate::model::vm::Hypervisor;
 const GRAIN: Bytes = Bytes::mib(1);
 const LEAST_MEMORY: Bytes = Bytes::mib(16);
 const PLAIN_MACHINE: &str = "q35";
-
-/// Refuses a start that the host has no room for. The caller holds the admission
-/// lock.
-///
-/// # Errors
-/// `HOST_MEMORY`, `HOST_VCPUS`, `HYPERVISOR_AWAY`.
-pub fn check_host(core: &Core, id: VmId, hardware: &Hardware) -> Result<(), Fault> {
-    let facts = core.hypervisor.facts()?;
-    let settings = &core.config.vms;
-    let mut vcpus = u64::from(hardware.vcpus);
-    let mut memory = hardware.memory;
-    for view in core.vms.list() {
-        if let Some(vm) = &view.vm
-            && vm.id != id
-            && view.claims_host()
-        {
-            vcpus += u64::from(vm.hardware.vcpus);
-            memory = memory.saturating_add(vm.hardware.memory);
-        }
-    }
-    let limit =
-        scale(facts.memory, settings.memory_overcommit).saturating_sub(settings.reserved_memory);
-    if memory > limit {
-        return Err(Fault::new(
-            Reason::HostMemory,
-            format!(
-                "the running VMs and this one would take {memory}; the host gives at most {limit}"
-            ),
-        )
-        .with("limit_bytes", limit.get())
-        .with("needed_bytes", memory.get()));
-    }
-    let limit = scale(Bytes(u64::from(facts.cpus)), settings.vcpu_overcommit)
-        .get()
-        .max(1);
-    if vcpus > limit {
-        return Err(Fault::new(
-            Reason::HostVcpus,
-            format!("the running VMs and this one would take {vcpus} vCPUs; the host gives at most {limit}"),
-        )
-        .with("limit", limit)
-        .with("needed", vcpus));
-    }
-    Ok(())
-}
-
-fn scale(amount: Bytes, by: f64) -> Bytes {
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss
-    )]
-    // an over-commit ratio is not exact in the first place
-    Bytes((amount.get() as f64 * by) as u64)
-}
 
 /// The hardware that is asked for: the profile or `base`, with what the request
 /// says on top, and every choice made.

@@ -10,8 +10,7 @@ mod hardware;
 mod nics;
 mod volumes;
 
-pub use hardware::check_host;
-
+use super::capacity::check_room as check_host;
 use super::core::Core;
 use super::domains::domain_name;
 use super::fault::internal;
@@ -173,6 +172,7 @@ pub fn compare(core: &Core, vm: &Vm, start: bool) -> Result<(), Fault> {
     }
     check_volume_ids(core, vm.id, &vm.volumes)?;
     check_addresses(core, vm)?;
+    core.node.check_takes_guests()?;
     if start {
         check_host(core, vm.id, &vm.hardware)?;
     }

@@ -6,6 +6,7 @@
 mod create;
 mod disks;
 pub(super) mod images;
+pub(super) mod maintenance;
 pub(super) mod orphans;
 mod place;
 mod power;
@@ -95,11 +96,12 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
             let first = StopFirst::new(*stop, is_paused(before));
             root::switch(cell, (before, after), first, *start_after)
         }
-        // Images and orphans have plans of their own; see `service::images` and
-        // `service::orphans`.
-        Intent::ImportImage { .. } | Intent::DeleteImage | Intent::DeleteOrphan { .. } => {
-            Plan::new()
-        }
+        // Images, orphans and the host have plans of their own; see `service::images`,
+        // `service::orphans` and `service::maintenance`.
+        Intent::ImportImage { .. }
+        | Intent::DeleteImage
+        | Intent::DeleteOrphan { .. }
+        | Intent::SetMaintenance { .. } => Plan::new(),
     })
 }
 
@@ -172,7 +174,8 @@ pub fn settle(vm: Vm, operation: &Operation, succeeded: bool) -> Option<Vm> {
         | Intent::RevertRootVolume { .. }
         | Intent::ImportImage { .. }
         | Intent::DeleteImage
-        | Intent::DeleteOrphan { .. } => {}
+        | Intent::DeleteOrphan { .. }
+        | Intent::SetMaintenance { .. } => {}
     }
     Some(vm)
 }

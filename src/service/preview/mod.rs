@@ -109,7 +109,8 @@ pub fn change(vm: &Vm, operation: &Operation, beyond: Beyond<'_>) -> Plan {
         | Intent::SaveVm
         | Intent::ImportImage { .. }
         | Intent::DeleteImage
-        | Intent::DeleteOrphan { .. } => {
+        | Intent::DeleteOrphan { .. }
+        | Intent::SetMaintenance { .. } => {
             plan.items.push(item(
                 PlanAction::Change,
                 "vm",

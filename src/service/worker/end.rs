@@ -254,7 +254,8 @@ const fn leads_to(intent: &Intent) -> Option<Resting> {
         | Intent::ResetVm
         | Intent::ImportImage { .. }
         | Intent::DeleteImage
-        | Intent::DeleteOrphan { .. } => None,
+        | Intent::DeleteOrphan { .. }
+        | Intent::SetMaintenance { .. } => None,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
 use crate::service::operations::{OperationQuery, new_operation, now};
 use crate::service::repeat::{fingerprint, first_difference};
-use crate::service::{admission, plans, preview, vms};
+use crate::service::{admission, capacity, plans, preview, vms};
 use std::sync::Arc;
 
 impl Worker {
@@ -35,6 +35,7 @@ impl Worker {
     }
 
     async fn create(&mut self, asked: &Asked, wish: &CreateVm) -> Answer {
+        self.core.node.check_takes_guests()?;
         let intent = Intent::CreateVm { start: wish.start };
         let mut operation = self.new_operation(asked, intent);
         let core = self.core.clone();
@@ -254,8 +255,9 @@ impl Worker {
         operation.vm_id = Some(vm.id);
         // Only what is compared with other VMs needs the lock, and only until it
         // is published: nothing here waits for a pool.
-        let gives_power = needs_host(&operation.intent) && !resting.has_power();
-        let compares = gives_power || matches!(operation.intent, Intent::ReplaceRootVolume { .. });
+        let starts = needs_host(&operation.intent);
+        let gives_power = starts && !resting.has_power();
+        let compares = starts || matches!(operation.intent, Intent::ReplaceRootVolume { .. });
         let admission = if compares {
             Some(core.vms.admission.lock().await)
         } else {
@@ -264,8 +266,11 @@ impl Worker {
         if let Intent::ReplaceRootVolume { new_root, .. } = &operation.intent {
             admission::compare_root(&core, vm, new_root)?;
         }
+        if starts {
+            core.node.check_takes_guests()?;
+        }
         if gives_power {
-            admission::check_host(&core, vm.id, &vm.hardware)?;
+            capacity::check_room(&core, vm.id, &vm.hardware)?;
         }
         if asked.envelope.validate_only {
             drop(admission);
@@ -411,6 +416,7 @@ const fn needs_host(intent: &Intent) -> bool {
         | Intent::SaveVm
         | Intent::ImportImage { .. }
         | Intent::DeleteImage
-        | Intent::DeleteOrphan { .. } => false,
+        | Intent::DeleteOrphan { .. }
+        | Intent::SetMaintenance { .. } => false,
     }
 }

@@ -19,10 +19,12 @@ mod cluster;
 mod import;
 mod parts;
 mod trash;
+mod version;
 mod volume;
 
 pub use self::cluster::{CephSecret, Keyring};
 pub(crate) use self::import::{file_name, size_of};
+pub use self::version::ceph_version;
 use self::volume::whole;
 
 use self::answers::{Child, Du, Info, Snapshot, Status};
