@@ -10,7 +10,7 @@ mod hardware;
 mod nics;
 mod volumes;
 
-use super::capacity::check_room as check_host;
+use super::capacity;
 use super::core::Core;
 use super::domains::domain_name;
 use super::fault::internal;
@@ -159,8 +159,8 @@ pub async fn create(
 }
 
 /// Compares a VM that is to be made with all others: images that it needs, ids
-/// and addresses that it takes. The caller holds the admission lock until the VM
-/// is published.
+/// and addresses that it takes; and with what the host takes. The caller holds the
+/// admission lock until the VM is published.
 ///
 /// # Errors
 /// See CreateVm in the API.
@@ -174,7 +174,7 @@ pub fn compare(core: &Core, vm: &Vm, start: bool) -> Result<(), Fault> {
     check_addresses(core, vm)?;
     core.node.check_takes_guests()?;
     if start {
-        check_host(core, vm.id, &vm.hardware)?;
+        capacity::check_room(core, vm.id, &vm.hardware)?;
     }
     Ok(())
 }
