@@ -13,6 +13,7 @@ use crate::grpc;
 use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
 use crate::model::event::Position;
+use crate::report::metrics::{self, Metrics};
 use crate::service::core::Readiness;
 use crate::service::feed::{Feed, catch_up};
 use crate::service::gate::Gate;
@@ -124,7 +125,7 @@ fn configuration(args: ServeArgs) -> Result<(Config, Option<tempfile::TempDir>),
 
 async fn run(config: Config) -> Result<(), Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
-    let doors = listen::open(&config.api)
+    let doors = listen::open(&config)
         .await
         .map_err(|error| refusal(1, error))?;
     let (core, reconciler, cursors) = compose(config).await?;
@@ -132,6 +133,8 @@ async fn run(config: Config) -> Result<(), Refusal> {
 
     let closing = CancellationToken::new();
     let server = tokio::spawn(grpc::serve(core.clone(), doors.listeners, closing.clone()));
+    let figures = Arc::new(Metrics::new(core.clone(), Vec::new()));
+    let scraped = tokio::spawn(metrics::serve(figures, doors.metrics, closing.clone()));
     let link = core
         .hypervisor
         .clone()
@@ -149,6 +152,8 @@ async fn run(config: Config) -> Result<(), Refusal> {
     signals.cancelled().await;
 
     watchdog.abort();
+    // Nobody misses a last scrape.
+    scraped.abort();
     stop(&core, &closing, server).await;
     Ok(())
 }
