@@ -14,6 +14,7 @@ use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
 use crate::model::event::Position;
 use crate::report::metrics::{self, Metrics};
+use crate::service::addresses::{self, Addresses};
 use crate::service::core::Readiness;
 use crate::service::feed::{Feed, catch_up};
 use crate::service::gate::Gate;
@@ -146,6 +147,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
     core.tasks.spawn(sweeper::run(core.clone()));
     core.tasks.spawn(sweeper::await_pools(core.clone()));
     core.tasks.spawn(sweeper::empty_trash(core.clone()));
+    core.tasks.spawn(addresses::run(core.clone()));
 
     tell_systemd_when_ready(&core, &signals).await;
     let watchdog = tokio::spawn(watch_over(core.clone()));
@@ -214,6 +216,7 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors)
         vms: Vms::new(config.operations.queue),
         images: Images::new(loaded.images.clone(), &config.images, feed.clone())
             .map_err(|fault| refusal(BAD_CONFIGURATION, fault.message))?,
+        addresses: Addresses::default(),
         orphans: Orphans::default(),
         sinks: Board::default(),
         node: NodeIdentity::read(node),

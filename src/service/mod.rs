@@ -8,6 +8,7 @@
 //! Deliberately not here: wire types (that is `grpc`), libvirt's and the tools'
 //! own details (that is the adapters).
 
+pub mod addresses;
 pub mod admission;
 pub mod cell;
 pub mod clock;

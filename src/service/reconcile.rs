@@ -118,8 +118,8 @@ impl Reconciler {
                 View {
                     vm: Some(vm),
                     current,
-                    vnc: None,
                     away: true,
+                    ..View::default()
                 },
                 id,
                 live,
@@ -181,6 +181,9 @@ impl Reconciler {
             }
             // The display's port is read by the worker.
             cell.touch();
+            if domain.is_some() {
+                core.addresses.want(cell.id);
+            }
         }
         if !batch.is_empty() {
             core.ledger.commit(batch).await?;
@@ -248,6 +251,9 @@ impl Observer for Reconciler {
             if event.what == DomainChange::Rebooted {
                 cell.tell_restart();
             }
+            if may_change_addresses(&event.what) {
+                self.core.addresses.want(event.id);
+            }
             cell.touch();
         }
     }
@@ -257,6 +263,16 @@ impl Observer for Reconciler {
             cell.touch();
         }
     }
+}
+
+fn may_change_addresses(what: &DomainChange) -> bool {
+    matches!(
+        what,
+        DomainChange::Started(_)
+            | DomainChange::Resumed
+            | DomainChange::Rebooted
+            | DomainChange::Agent { connected: true }
+    )
 }
 
 /// Looks whether the files of the recorded images are there, and records those

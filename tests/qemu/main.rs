@@ -20,6 +20,7 @@ mod sector;
 #[path = "../qemu_libvirt/rfb.rs"]
 mod rfb;
 
+mod addresses;
 mod behind;
 mod bench;
 mod causes;
@@ -28,6 +29,7 @@ mod console;
 mod death;
 mod devices;
 mod libvirtd;
+mod metrics;
 mod network;
 mod orphans;
 mod power;
@@ -73,6 +75,8 @@ const TESTS: &[Test] = tests![
     rebuild::guests_do_not_notice_that_the_journal_is_lost,
     stop::a_deaf_guest_is_left_running_or_forced_as_the_policy_says,
     stop::a_busy_guest_is_asked_again,
+    addresses::a_guests_agent_tells_the_addresses_of_each_interface,
+    metrics::what_a_guest_uses_is_told_by_its_metrics,
     stop::a_guest_with_an_agent_is_stopped_and_rebooted_through_it,
     death::an_agent_killed_while_it_stops_a_guest_ends_the_operation_later,
     devices::volumes_and_interfaces_are_seen_by_the_guest,
