@@ -58,7 +58,7 @@ impl Host {
     /// `NotFound`, `InvalidState` without power, and those of any call.
     pub fn addresses(&self, id: VmId) -> Result<GuestAddresses, LibvirtError> {
         let source = if self.agent_connected(id)? {
-            match self.from_agent(id) {
+            match self.ask_agent(id) {
                 Ok(addresses) => {
                     return Ok(GuestAddresses {
                         addresses,
@@ -85,7 +85,7 @@ impl Host {
         Ok(GuestAddresses { addresses, source })
     }
 
-    fn from_agent(&self, id: VmId) -> Result<Vec<GuestAddress>, LibvirtError> {
+    fn ask_agent(&self, id: VmId) -> Result<Vec<GuestAddress>, LibvirtError> {
         self.on_domain("bound the agent's answers", id, |d| {
             ffi::set_agent_timeout(d, AGENT_SECONDS)
         })?;

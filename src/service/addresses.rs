@@ -90,15 +90,16 @@ pub async fn run(core: Arc<Core>) {
             () = core.addresses.bell.notified() => {}
             Some(looked) = looks.join_next() => {
                 if let Ok((id, outcome)) = looked {
-                    turns.settle(id, outcome, refresh);
+                    turns.settle(id, outcome, refresh, Instant::now());
                 }
             }
             () = sleep_until(turns.next().unwrap_or(round).min(round)) => {}
         }
+        let now = Instant::now();
         for id in core.addresses.take() {
-            turns.want(id);
+            turns.want(id, now);
         }
-        if Instant::now() >= round {
+        if now >= round {
             // Those whose start was missed, such as all after the agent's own.
             for cell in core
                 .vms
@@ -106,11 +107,11 @@ pub async fn run(core: Arc<Core>) {
                 .iter()
                 .filter(|cell| has_power(&cell.view()))
             {
-                turns.meet(cell.id);
+                turns.meet(cell.id, now);
             }
-            round = Instant::now() + refresh;
+            round = now + refresh;
         }
-        for id in turns.due() {
+        for id in turns.due(now) {
             looks.spawn(look(core.clone(), id));
         }
     }
@@ -121,10 +122,10 @@ struct Turns(HashMap<VmId, Turn>);
 
 impl Turns {
     /// Has a guest asked at once.
-    fn want(&mut self, id: VmId) {
-        self.meet(id);
+    fn want(&mut self, id: VmId, now: Instant) {
+        self.meet(id, now);
         if let Some(turn) = self.0.get_mut(&id) {
-            turn.at = Instant::now();
+            turn.at = now;
             turn.pause = FIRST_PAUSE;
             turn.silent = 0;
             turn.again = turn.at_work;
@@ -132,9 +133,9 @@ impl Turns {
     }
 
     /// Has a guest asked that has no turn yet.
-    fn meet(&mut self, id: VmId) {
+    fn meet(&mut self, id: VmId, now: Instant) {
         self.0.entry(id).or_insert_with(|| Turn {
-            at: Instant::now(),
+            at: now,
             pause: FIRST_PAUSE,
             silent: 0,
             at_work: false,
@@ -162,8 +163,7 @@ impl Turns {
 
     /// Takes those that are due and that there is room for; those who have waited
     /// longest first.
-    fn due(&mut self) -> Vec<VmId> {
-        let now = Instant::now();
+    fn due(&mut self, now: Instant) -> Vec<VmId> {
         let mut room = AT_ONCE.saturating_sub(self.busy(|_| true));
         let mut silent_room = SILENT_AT_ONCE.saturating_sub(self.busy(|turn| turn.silent > 0));
         let mut waiting: Vec<(&VmId, &mut Turn)> = self
@@ -191,7 +191,7 @@ impl Turns {
     }
 
     /// Sets when a guest is asked again.
-    fn settle(&mut self, id: VmId, outcome: Outcome, refresh: Duration) {
+    fn settle(&mut self, id: VmId, outcome: Outcome, refresh: Duration, now: Instant) {
         let Some(turn) = self.0.get_mut(&id) else {
             return;
         };
@@ -222,7 +222,7 @@ impl Turns {
                 refresh * skipped.min(MOST_SKIPPED)
             }
         };
-        turn.at = Instant::now() + after;
+        turn.at = now + after;
     }
 }
 
@@ -353,48 +353,47 @@ mod tests {
         assert_eq!(found, BTreeMap::from([(first.to_owned(), expected)]));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn guests_that_hang_leave_room_for_others_and_are_asked_less_often() {
-        let mut turns = Turns::default();
+    #[test]
+    fn guests_that_hang_leave_room_for_others_and_are_asked_less_often() {
+        let (mut turns, mut now) = (Turns::default(), Instant::now());
         let silent: Vec<VmId> = (0..20).map(|_| VmId::random()).collect();
         for id in &silent {
-            turns.want(*id);
+            turns.want(*id, now);
         }
         while turns.0.values().any(|turn| turn.silent < 3) {
-            tokio::time::advance(REFRESH).await;
-            for id in turns.due() {
-                turns.settle(id, Outcome::Silent, REFRESH);
+            now += REFRESH;
+            for id in turns.due(now) {
+                turns.settle(id, Outcome::Silent, REFRESH, now);
             }
         }
-        tokio::time::advance(REFRESH * 100).await;
-        assert_eq!(turns.due().len(), SILENT_AT_ONCE);
+        now += REFRESH * 100;
+        let asked = turns.due(now);
+        assert_eq!(asked.len(), SILENT_AT_ONCE);
         assert_eq!(turns.next(), None, "no more of them");
         let healthy = VmId::random();
-        turns.want(healthy);
-        assert_eq!(turns.due(), [healthy]);
-        turns.settle(healthy, Outcome::Found, REFRESH);
-        assert_eq!(turns.next(), Some(Instant::now() + REFRESH));
+        turns.want(healthy, now);
+        assert_eq!(turns.due(now), [healthy]);
+        turns.settle(healthy, Outcome::Found, REFRESH, now);
+        assert_eq!(turns.next(), Some(now + REFRESH));
         // What happened to it meanwhile makes it be asked at once.
-        let id = *silent.iter().find(|id| turns.0[*id].at_work).unwrap();
-        turns.want(id);
-        turns.settle(id, Outcome::Silent, REFRESH);
-        assert_eq!(turns.due(), [id]);
+        turns.want(asked[0], now);
+        turns.settle(asked[0], Outcome::Silent, REFRESH, now);
+        assert_eq!(turns.due(now), [asked[0]]);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_guest_without_addresses_is_asked_soon_and_one_without_power_forgotten() {
-        let mut turns = Turns::default();
+    #[test]
+    fn a_guest_without_addresses_is_asked_soon_and_one_without_power_forgotten() {
+        let (mut turns, mut now) = (Turns::default(), Instant::now());
         let id = VmId::random();
-        turns.want(id);
-        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-            assert_eq!(turns.due(), [id]);
-            turns.settle(id, Outcome::Nothing, REFRESH);
-            let next = Instant::now() + Duration::from_secs(seconds);
-            assert_eq!(turns.next(), Some(next));
-            tokio::time::advance(Duration::from_secs(seconds)).await;
+        turns.want(id, now);
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60].map(Duration::from_secs) {
+            assert_eq!(turns.due(now), [id]);
+            turns.settle(id, Outcome::Nothing, REFRESH, now);
+            now += seconds;
+            assert_eq!(turns.next(), Some(now));
         }
-        assert_eq!(turns.due(), [id]);
-        turns.settle(id, Outcome::Off, REFRESH);
+        assert_eq!(turns.due(now), [id]);
+        turns.settle(id, Outcome::Off, REFRESH, now);
         assert!(turns.0.is_empty());
     }
 }

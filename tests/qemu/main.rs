@@ -97,6 +97,7 @@ const TESTS: &[Test] = tests![
     network::a_guest_on_a_bridge_with_a_vlan_has_its_port_in_that_vlan_only,
     network::a_guest_that_cannot_have_its_vlan_is_not_started_without_it,
     network::a_guest_on_a_bridge_has_its_mtu_on_both_sides,
+    metrics::the_traffic_of_a_guest_on_a_bridge_is_told_by_its_interface,
     network::a_vm_on_a_bridge_that_is_not_there_is_not_made,
     console::each_console_has_a_fresh_password_that_expires,
     console::a_screenshot_is_a_png_of_the_display,

@@ -1,6 +1,7 @@
 //! Metrics of guests that run, as those who watch the host read them.
 
 use super::bench::{BOOT, Bench};
+use super::network::Bridge;
 use super::support::until;
 use kvmlet::proto::v1::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -73,5 +74,40 @@ pub async fn what_a_guest_uses_is_told_by_its_metrics(bench: &Bench) {
         value(&lines, "kvmlet_vm_state", &["state=\"STOPPED\""]),
         Some(1.0)
     );
+    guest.remove().await;
+}
+
+pub async fn the_traffic_of_a_guest_on_a_bridge_is_told_by_its_interface(bench: &Bench) {
+    let bridge = Bridge::make('t', &[]).unwrap();
+    let guest = bench
+        .guest_with("idle", |request| {
+            let nat = NewNic {
+                attachment: Some(new_nic::Attachment::User(UserAttachment {})),
+                ..Default::default()
+            };
+            let bridged = NewNic {
+                mac: "52:54:00:ab:cd:78".to_owned(),
+                ..bridge.nic(0)
+            };
+            request.nics = vec![nat, bridged];
+        })
+        .await;
+    let tap = format!("interface=\"{}\"", bridge.tap());
+    let labels = ["mac=\"52:54:00:ab:cd:78\"", tap.as_str()];
+    let bytes = "kvmlet_vm_network_transmit_bytes_total";
+    let lines = until("traffic", BOOT, async || {
+        let lines = lines_of(bench, &guest.id).await;
+        value(&lines, bytes, &labels).map(|_| lines)
+    })
+    .await;
+    // QEMU's own NAT has no interface on the host.
+    let told = lines.iter().filter(|line| line.starts_with(bytes));
+    assert_eq!(told.count(), 1, "{lines:?}");
+    for way in ["receive", "transmit"] {
+        for what in ["bytes", "packets", "errors", "drops"] {
+            let name = format!("kvmlet_vm_network_{way}_{what}_total");
+            assert!(value(&lines, &name, &labels).is_some(), "no {name}");
+        }
+    }
     guest.remove().await;
 }
