@@ -24,6 +24,8 @@ pub(super) fn fill(page: &mut Page, core: &Core) -> prometheus::Result<()> {
     page.counter(&c::JOURNAL_COMMITS, &[], node.journal_commits);
     page.counter(&c::JOURNAL_BATCHES, &[], node.journal_batches);
     page.add(core.ledger.commit_seconds().clone())?;
+    page.gauge(&c::EVENT_REVISION, &[], core.feed.position().revision);
+    page.gauge(&c::EVENT_WATCHERS, &[], core.feed.readers());
     page.gauge(&c::LIBVIRT_UP, &[], core.hypervisor.is_up());
     page.counter(&c::LIBVIRT_CALLS, &[], node.libvirt_calls);
     page.counter(&c::LIBVIRT_RECONNECTS, &[], core.hypervisor.reconnects());
