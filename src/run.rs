@@ -13,6 +13,8 @@ use crate::grpc;
 use crate::journal::{Journal, JournalError, Rebuild};
 use crate::libvirt::HypervisorUri;
 use crate::model::event::Position;
+use crate::report::metrics::{self, Metrics};
+use crate::service::addresses::{self, Addresses};
 use crate::service::core::Readiness;
 use crate::service::feed::{Feed, catch_up};
 use crate::service::gate::Gate;
@@ -124,7 +126,7 @@ fn configuration(args: ServeArgs) -> Result<(Config, Option<tempfile::TempDir>),
 
 async fn run(config: Config) -> Result<(), Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
-    let doors = listen::open(&config.api)
+    let doors = listen::open(&config)
         .await
         .map_err(|error| refusal(1, error))?;
     let (core, reconciler, cursors) = compose(config).await?;
@@ -132,6 +134,8 @@ async fn run(config: Config) -> Result<(), Refusal> {
 
     let closing = CancellationToken::new();
     let server = tokio::spawn(grpc::serve(core.clone(), doors.listeners, closing.clone()));
+    let figures = Arc::new(Metrics::new(core.clone(), Vec::new()));
+    let scraped = tokio::spawn(metrics::serve(figures, doors.metrics, closing.clone()));
     let link = core
         .hypervisor
         .clone()
@@ -144,12 +148,15 @@ async fn run(config: Config) -> Result<(), Refusal> {
     core.tasks.spawn(sweeper::watch_host(core.clone()));
     core.tasks.spawn(sweeper::await_pools(core.clone()));
     core.tasks.spawn(sweeper::empty_trash(core.clone()));
+    core.tasks.spawn(addresses::run(core.clone()));
 
     tell_systemd_when_ready(&core, &signals).await;
     let watchdog = tokio::spawn(watch_over(core.clone()));
     signals.cancelled().await;
 
     watchdog.abort();
+    // Nobody misses a last scrape.
+    scraped.abort();
     stop(&core, &closing, server).await;
     Ok(())
 }
@@ -210,6 +217,7 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors)
         vms: Vms::new(config.operations.queue),
         images: Images::new(loaded.images.clone(), &config.images, feed.clone())
             .map_err(|fault| refusal(BAD_CONFIGURATION, fault.message))?,
+        addresses: Addresses::default(),
         orphans: Orphans::default(),
         sinks: Board::default(),
         node: NodeIdentity::read(node),

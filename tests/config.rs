@@ -109,8 +109,9 @@ memory_overcommit = \"much\"
 ";
     let faults = faults(text);
     let expected = [
-        "colour: unknown key (known here: api, events, hardware_profiles, hypervisor, images, journal, \
-         log, nats, networks, node, operations, pools, report, shutdown, vms, vnc) (line 1)",
+        "colour: unknown key (known here: api, events, hardware_profiles, hypervisor, images, \
+         journal, log, metrics, nats, networks, node, operations, pools, report, shutdown, vms, \
+         vnc) (line 1)",
         "hypervisor.uri: must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or \
          test:///default, the daemons' also as qemu+unix or test+unix with ?socket=PATH (line 3)",
         "hypervisor.connection: unknown key (known here: accelerator, call_timeout, connections, \
@@ -127,6 +128,27 @@ memory_overcommit = \"much\"
         "vms.memory_overcommit: must be a number from 0.1 to 100 (line 18)",
     ];
     assert_eq!(faults, expected);
+}
+
+#[test]
+fn metrics_are_off_unless_configured_and_never_leave_the_host() {
+    assert!(!Config::default().metrics.is_on());
+    let told = faults(
+        "[metrics]\nlisten = \"192.0.2.1:9177\"\nsocket = \"metrics.sock\"\nsocket_group = \"a:b\"\n",
+    );
+    assert_eq!(
+        told,
+        [
+            "metrics.listen: must be a loopback address: metrics name all VMs, and are neither \
+             encrypted nor guarded; let a proxy with TLS pass them on (line 2)",
+            "metrics.socket: must be absolute (line 3)",
+            "metrics.socket_group: is not the name of a group (line 4)",
+        ]
+    );
+    let told = faults("[metrics]\nsocket_group = \"prometheus\"\n");
+    assert_eq!(told, ["metrics.socket_group: needs a socket (line 2)"]);
+    let config = Config::from_toml("[metrics]\nlisten = \"[::1]:9177\"\n").expect("valid");
+    assert!(config.metrics.is_on());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use kvmlet::proto::v1::operation_service_client::OperationServiceClient;
 use kvmlet::proto::v1::vm_service_client::VmServiceClient;
 use kvmlet::proto::v1::{self as wire};
 use kvmlet::service::Core;
+use kvmlet::service::addresses::Addresses;
 use kvmlet::service::core::Readiness;
 use kvmlet::service::gate::Gate;
 use kvmlet::service::hypervisor::Hypervisor;
@@ -74,6 +75,7 @@ impl Edge {
             operations: Operations::new(ledger.clone(), stopping.clone()),
             vms: Vms::new(config.operations.queue),
             images: Images::new(Vec::new(), &config.images).expect("images"),
+            addresses: Addresses::default(),
             orphans: Orphans::default(),
             node: NodeIdentity::read(Uuid::from_u128(1)),
             tasks: TaskTracker::new(),

@@ -153,6 +153,7 @@ fn sheet(out: &Output, vm: &Vm) -> Sheet {
         "PLUGS INTO",
         "NETWORK",
         "ADDRESSES",
+        "GUEST HAS",
         "ID",
     ]);
     for nic in &vm.nics {
@@ -174,6 +175,7 @@ fn sheet(out: &Output, vm: &Vm) -> Sheet {
             into,
             nic.network_id.clone(),
             nic.ip_addresses.join(" "),
+            nic.guest_ip_addresses.join(" "),
             nic.id.clone(),
         ]);
     }

@@ -2,6 +2,7 @@
 
 use super::events;
 use super::faults::ConfigFaults;
+use super::metrics::metrics;
 use super::pools::{PoolSettings, pools};
 use super::report::{nats, report};
 use super::section::{Document, Section, check_path};
@@ -61,6 +62,7 @@ fn root(file: Section<'_>) -> Config {
         api: api(file.section("api")),
         journal: journal(file.section("journal")),
         log: log(file.section("log")),
+        metrics: metrics(file.section("metrics")),
         vnc: vnc(file.section("vnc")),
         operations: operations(file.section("operations")),
         events: events::read(file.section("events")),
@@ -137,23 +139,12 @@ fn api(section: Section<'_>) -> ApiSettings {
     let default = ApiSettings::default();
     let settings = ApiSettings {
         socket: section
-            .parsed("socket", |text| {
-                let path = check_path(text)?;
-                if text.len() > SOCKET_PATH_MAX {
-                    return Err("is longer than a socket's path may be (107 bytes)");
-                }
-                Ok(path)
-            })
+            .parsed("socket", check_socket_path)
             .unwrap_or(default.socket),
         socket_mode: section
             .parsed("socket_mode", check_socket_mode)
             .unwrap_or(default.socket_mode),
-        socket_group: section.parsed("socket_group", |text| {
-            if text.is_empty() || text.contains([':', '\0', '\n']) {
-                return Err("is not the name of a group");
-            }
-            Ok(text.to_owned())
-        }),
+        socket_group: section.parsed("socket_group", check_group),
         listen: section.parsed("listen", |text| {
             let address: SocketAddr = text
                 .parse()
@@ -169,6 +160,21 @@ fn api(section: Section<'_>) -> ApiSettings {
     };
     section.finish();
     settings
+}
+
+pub(super) fn check_socket_path(text: &str) -> Result<PathBuf, &'static str> {
+    let path = check_path(text)?;
+    if text.len() > SOCKET_PATH_MAX {
+        return Err("is longer than a socket's path may be (107 bytes)");
+    }
+    Ok(path)
+}
+
+pub(super) fn check_group(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() || text.contains([':', '\0', '\n']) {
+        return Err("is not the name of a group");
+    }
+    Ok(text.to_owned())
 }
 
 /// The socket's permissions are the only thing that guards it, so they must
@@ -453,6 +459,9 @@ fn vms(section: Section<'_>) -> VmSettings {
         max_vcpus_per_vm: section
             .number("max_vcpus_per_vm", 1..=4096)
             .unwrap_or(default.max_vcpus_per_vm),
+        address_refresh: section
+            .duration("address_refresh", SECOND..=DAY)
+            .unwrap_or(default.address_refresh),
     };
     section.finish();
     settings

@@ -10,6 +10,7 @@
 mod check;
 mod events;
 mod faults;
+mod metrics;
 mod pools;
 mod report;
 mod section;
@@ -17,6 +18,7 @@ mod settings;
 
 pub use events::EventSettings;
 pub use faults::{ConfigFaults, Fault};
+pub use metrics::MetricsSettings;
 pub use pools::{Keyring, PoolBackend, PoolSettings, RbdSettings};
 pub use report::{Encoding, NatsLogin, NatsSettings, Pace, ReportSettings, TlsFiles};
 pub use settings::{

@@ -1,6 +1,7 @@
 //! The checked values, and what they are when nobody sets them.
 
 use super::events::EventSettings;
+use super::metrics::MetricsSettings;
 use super::pools::PoolSettings;
 use super::report::{NatsSettings, ReportSettings};
 use crate::model::bytes::Bytes;
@@ -25,6 +26,8 @@ pub struct Config {
     pub journal: JournalSettings,
     /// `[log]`.
     pub log: LogSettings,
+    /// `[metrics]`.
+    pub metrics: MetricsSettings,
     /// `[[pools]]`: at least one, exactly one of them the default.
     pub pools: Vec<PoolSettings>,
     /// `[images]`.
@@ -58,6 +61,7 @@ impl Default for Config {
             api: ApiSettings::default(),
             journal: JournalSettings::default(),
             log: LogSettings::default(),
+            metrics: MetricsSettings::default(),
             pools: vec![PoolSettings::only_default(PathBuf::from(
                 "/var/lib/kvmlet/pool",
             ))],
@@ -331,6 +335,8 @@ pub struct VmSettings {
     pub reserved_memory: Bytes,
     /// Most virtual processors of one VM.
     pub max_vcpus_per_vm: u32,
+    /// How often guests are asked anew for their IP addresses.
+    pub address_refresh: Duration,
 }
 
 impl Default for VmSettings {
@@ -346,6 +352,7 @@ impl Default for VmSettings {
             memory_overcommit: 1.0,
             reserved_memory: Bytes::mib(512),
             max_vcpus_per_vm: 255,
+            address_refresh: Duration::from_secs(60),
         }
     }
 }

@@ -210,6 +210,13 @@ impl Journal {
         self.counted.batches.load(Ordering::Relaxed)
     }
 
+    /// Has `timed` called after each commit with how long it took, on the writer's
+    /// thread: it must neither block nor panic. The first one stays.
+    pub fn time_commits(&self, timed: impl Fn(Duration) + Send + Sync + 'static) {
+        // A second one is not asked for.
+        drop(self.counted.timed.set(Box::new(timed)));
+    }
+
     fn reader(&self) -> MutexGuard<'_, Connection> {
         // A reader that panicked has changed nothing.
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)

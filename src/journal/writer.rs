@@ -10,9 +10,12 @@ use crate::model::ids::OperationId;
 use crate::model::time::Timestamp;
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 /// Called once with what became of a request.
 pub(super) type Done<T> = Box<dyn FnOnce(Result<T, JournalError>) + Send>;
@@ -55,11 +58,24 @@ pub(super) struct Writer {
     revision: u64,
 }
 
+/// Called with how long each commit took.
+pub(super) type Timed = Box<dyn Fn(Duration) + Send + Sync>;
+
 /// What was made durable since the journal was opened.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Counted {
     pub(super) commits: AtomicU64,
     pub(super) batches: AtomicU64,
+    pub(super) timed: OnceLock<Timed>,
+}
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counted")
+            .field("commits", &self.commits)
+            .field("batches", &self.batches)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Writer {
@@ -161,6 +177,7 @@ impl Writer {
         &mut self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, JournalError> {
+        let begin = Instant::now();
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -168,6 +185,9 @@ impl Writer {
         let result = work(&transaction)?;
         transaction.commit()?;
         self.counted.commits.fetch_add(1, Ordering::Relaxed);
+        if let Some(timed) = self.counted.timed.get() {
+            timed(begin.elapsed());
+        }
         Ok(result)
     }
 

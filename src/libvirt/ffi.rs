@@ -6,11 +6,13 @@
 
 #![allow(unsafe_code)]
 
+use super::addresses::Seen;
 use super::connection::Callbacks;
 use super::events::{self, CloseReason, DomainChange, DomainEvent};
+use super::stats::{Figure, Told};
 use crate::model::ids::VmId;
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::mem::transmute;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +20,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::error::Error as VirtError;
 use virt_sys as sys;
 
@@ -297,4 +300,163 @@ unsafe extern "C" fn on_close(_: sys::virConnectPtr, reason: c_int, opaque: *mut
     };
     let reason: CloseReason = events::close_reason(reason);
     let _ = catch_unwind(AssertUnwindSafe(|| (callbacks.on_close)(reason)));
+}
+
+/// What libvirt's C functions return a list as: memory that must be given back.
+struct Listed<T> {
+    first: *mut *mut T,
+    count: usize,
+    /// Frees all of it.
+    free: unsafe fn(*mut *mut T, usize),
+}
+
+impl<T> Listed<T> {
+    /// Takes what a call returned: a count, or less than zero if it failed.
+    fn take(
+        first: *mut *mut T,
+        count: c_int,
+        free: unsafe fn(*mut *mut T, usize),
+    ) -> Result<Self, VirtError> {
+        let count = usize::try_from(count).map_err(|_| VirtError::last_error())?;
+        Ok(Self { first, count, free })
+    }
+
+    fn elements(&self) -> &[*mut T] {
+        // SAFETY: libvirt has allocated `count` pointers at `first`, and they
+        // live until this is dropped.
+        unsafe { array(self.first, self.count) }
+    }
+}
+
+impl<T> Drop for Listed<T> {
+    fn drop(&mut self) {
+        // SAFETY: it is what libvirt has allocated, and given back only here.
+        unsafe { (self.free)(self.first, self.count) };
+    }
+}
+
+/// An array of C as a slice; a null one is empty.
+///
+/// # Safety
+/// `count` elements are at `first`, and live and do not change as long as `'a`.
+unsafe fn array<'a, T>(first: *const T, count: usize) -> &'a [T] {
+    if first.is_null() {
+        return &[];
+    }
+    // SAFETY: as promised by the caller.
+    unsafe { std::slice::from_raw_parts(first, count) }
+}
+
+/// Asks for the figures of all domains with one call.
+///
+/// What is neither a whole number nor a text is left out.
+pub(super) fn all_domain_stats(
+    connection: &Connect,
+    groups: c_uint,
+    flags: c_uint,
+) -> Result<Vec<Told>, VirtError> {
+    unsafe fn free(first: *mut sys::virDomainStatsRecordPtr, _: usize) {
+        // SAFETY: it ends the list with a null and is freed as a whole.
+        unsafe { sys::virDomainStatsRecordListFree(first) };
+    }
+    let mut first = std::ptr::null_mut();
+    // SAFETY: the connection is open for as long as it is borrowed; libvirt
+    // writes one pointer.
+    let count = unsafe {
+        sys::virConnectGetAllDomainStats(connection.as_ptr(), groups, &raw mut first, flags)
+    };
+    let listed = Listed::take(first, count, free)?;
+    let told = listed.elements().iter().filter_map(|record| {
+        // SAFETY: each element points to a record that lives as long as the list.
+        let record = unsafe { &**record };
+        let mut bytes = [0_u8; 16];
+        // SAFETY: the domain lives as long as its record; 16 bytes are written
+        // (VIR_UUID_BUFLEN). It reads its own object: no call.
+        if unsafe { sys::virDomainGetUUID(record.dom, bytes.as_mut_ptr()) } < 0 {
+            return None;
+        }
+        let count = usize::try_from(record.nparams).unwrap_or(0);
+        // SAFETY: the record has so many parameters, which live as long.
+        let parameters = unsafe { array(record.params, count) };
+        let figures = parameters
+            .iter()
+            .filter_map(|parameter| Some((text(parameter.field.as_ptr()), figure(parameter)?)));
+        Some(Told {
+            id: VmId(Uuid::from_bytes(bytes)),
+            figures: figures.collect(),
+        })
+    });
+    Ok(told.collect())
+}
+
+fn figure(parameter: &sys::virTypedParameter) -> Option<Figure> {
+    let kind = sys::virTypedParameterType::try_from(parameter.type_).ok()?;
+    // SAFETY: the type says which of the values was written.
+    unsafe {
+        Some(match kind {
+            sys::VIR_TYPED_PARAM_INT => Figure::Number(parameter.value.i.try_into().ok()?),
+            sys::VIR_TYPED_PARAM_UINT => Figure::Number(parameter.value.ui.into()),
+            sys::VIR_TYPED_PARAM_LLONG => Figure::Number(parameter.value.l.try_into().ok()?),
+            sys::VIR_TYPED_PARAM_ULLONG => Figure::Number(parameter.value.ul),
+            sys::VIR_TYPED_PARAM_STRING => Figure::Text(text(parameter.value.s)),
+            _ => return None,
+        })
+    }
+}
+
+/// Asks for the addresses of a guest's interfaces.
+///
+/// The virt crate can do that too, and loses a little memory each time.
+pub(super) fn interface_addresses(
+    domain: &Domain,
+    source: sys::virDomainInterfaceAddressesSource,
+) -> Result<Vec<Seen>, VirtError> {
+    unsafe fn free(first: *mut sys::virDomainInterfacePtr, count: usize) {
+        // SAFETY: libvirt has allocated each interface, and the array with the
+        // C library's own allocator.
+        unsafe {
+            for interface in array(first, count) {
+                sys::virDomainInterfaceFree(*interface);
+            }
+            libc_free(first.cast());
+        }
+    }
+    let mut first = std::ptr::null_mut();
+    // SAFETY: the domain is held for as long as it is borrowed; libvirt writes
+    // one pointer.
+    let count =
+        unsafe { sys::virDomainInterfaceAddresses(domain.as_ptr(), &raw mut first, source, 0) };
+    let listed = Listed::take(first, count, free)?;
+    let seen = listed.elements().iter().map(|interface| {
+        // SAFETY: each element points to an interface that lives as long as the
+        // list, and so do its addresses.
+        let (interface, addresses) = unsafe {
+            let interface = &**interface;
+            let count = usize::try_from(interface.naddrs).unwrap_or(0);
+            (interface, array(interface.addrs, count))
+        };
+        Seen {
+            mac: text(interface.hwaddr),
+            addresses: addresses.iter().map(|one| text(one.addr)).collect(),
+        }
+    });
+    Ok(seen.collect())
+}
+
+unsafe extern "C" {
+    /// The C library's `free`.
+    #[link_name = "free"]
+    fn libc_free(pointer: *mut c_void);
+}
+
+/// Bounds how long libvirt waits for answers of a guest's agent, in seconds, from
+/// now until the guest ends.
+pub(super) fn set_agent_timeout(domain: &Domain, seconds: c_int) -> Result<(), VirtError> {
+    // SAFETY: the domain is held for as long as it is borrowed.
+    let done = unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) };
+    if done < 0 {
+        Err(VirtError::last_error())
+    } else {
+        Ok(())
+    }
 }

@@ -14,6 +14,7 @@
 //! It takes no decisions: it does not retry, does not wait for a guest, and
 //! does not know which changes of state are allowed.
 
+mod addresses;
 mod agent;
 mod capabilities;
 mod connection;
@@ -25,15 +26,18 @@ mod ffi;
 mod power;
 mod screenshot;
 mod secret;
+mod stats;
 mod uri;
 pub mod xml;
 
+pub use addresses::{AddressSource, GuestAddress, GuestAddresses};
 pub use capabilities::{HostFacts, Version};
 pub use connection::{Callbacks, Host};
 pub use domain::{Begin, DomainDisks, DomainState, RebootMethod, ShutdownMethod, Sighting};
 pub use error::{ErrorKind, LibvirtError};
 pub use events::{CloseReason, DomainChange, DomainEvent, IoErrorAction, StartedBy, SuspendedBy};
 pub use power::{OffReason, PauseReason, Power, RunReason};
+pub use stats::{DiskStats, DiskUse, DomainStats, MemoryStats, NicStats, NicUse};
 pub use uri::{HypervisorKind, HypervisorUri, UriError};
 pub use xml::{
     AttachedDisk, CpuMode, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec,

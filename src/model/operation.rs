@@ -391,6 +391,27 @@ impl Intent {
 }
 
 impl OperationKind {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::CreateVm,
+        Self::UpdateVm,
+        Self::DeleteVm,
+        Self::RecoverVm,
+        Self::ExpungeVm,
+        Self::StartVm,
+        Self::StopVm,
+        Self::RebootVm,
+        Self::ResetVm,
+        Self::PauseVm,
+        Self::ResumeVm,
+        Self::SaveVm,
+        Self::ReplaceRootVolume,
+        Self::RevertRootVolume,
+        Self::ImportImage,
+        Self::DeleteImage,
+        Self::DeleteOrphan,
+    ];
+
     /// Whether it is for nothing but another power state.
     pub const fn is_power(self) -> bool {
         match self {

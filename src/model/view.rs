@@ -5,6 +5,7 @@ use super::lifecycle::{self, Resting, StateReason};
 use super::operation::OperationKind;
 use super::vm::Vm;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// A VM as readers see it.
@@ -18,6 +19,10 @@ pub struct View {
     pub vnc: Option<VncEndpoint>,
     /// Whether libvirt is away.
     pub away: bool,
+    /// The IP addresses of its guest by the hardware addresses of its interfaces,
+    /// as last told; none without power.
+    #[serde(default)]
+    pub addresses: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// Where a running domain's display can be reached.

@@ -1,21 +1,28 @@
-//! The doors: a Unix socket, from systemd or made here, and maybe a TCP port.
+//! The doors: a Unix socket, from systemd or made here, and maybe a TCP port; for
+//! metrics the same, if they are configured.
 
-use crate::config::ApiSettings;
+use crate::config::{ApiSettings, Config, MetricsSettings};
+use crate::report::metrics;
 use crate::systemd;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Group, chown};
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, UnixListener};
 
+/// Metrics are for the owner and the group of their socket.
+const METRICS_MODE: u32 = 0o660;
+
 /// The doors that are open.
 pub(super) struct Doors {
     pub(super) listeners: Listeners,
+    pub(super) metrics: metrics::Listeners,
     /// Removed when the daemon ends, unless systemd made it.
-    _socket: Option<SocketFile>,
+    _sockets: [Option<SocketFile>; 2],
 }
 
 pub(super) use crate::grpc::Listeners;
@@ -30,35 +37,71 @@ impl Drop for SocketFile {
 }
 
 /// Opens the configured doors. Says in words why it can't.
-pub(super) async fn open(settings: &ApiSettings) -> Result<Doors, String> {
+pub(super) async fn open(config: &Config) -> Result<Doors, String> {
+    let (listeners, api) = open_api(&config.api).await?;
+    let (metrics, figures) = open_metrics(&config.metrics).await?;
+    Ok(Doors {
+        listeners,
+        metrics,
+        _sockets: [api, figures],
+    })
+}
+
+async fn open_api(settings: &ApiSettings) -> Result<(Listeners, Option<SocketFile>), String> {
     let passed = systemd::passed_listener().map_err(|error| error.to_string())?;
     let (unix, file) = match passed {
         Some(listener) => (listener, None),
         None => {
-            let listener = bind(settings)
-                .map_err(|error| format!("{}: {error}", settings.socket.display()))?;
-            (listener, Some(SocketFile(settings.socket.clone())))
+            let group = settings.socket_group.as_deref();
+            let (listener, file) = bind_unix(&settings.socket, settings.socket_mode, group)?;
+            (listener, Some(file))
         }
     };
-    unix.set_nonblocking(true)
-        .map_err(|error| error.to_string())?;
-    let unix = UnixListener::from_std(unix).map_err(|error| error.to_string())?;
-    let tcp = match settings.listen {
-        None => None,
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .map_err(|error| format!("{address}: {error}"))?,
-        ),
-    };
-    Ok(Doors {
-        listeners: Listeners { unix, tcp },
-        _socket: file,
-    })
+    let unix = on_runtime(unix)?;
+    let tcp = bind_tcp(settings.listen).await?;
+    Ok((Listeners { unix, tcp }, file))
 }
 
-fn bind(settings: &ApiSettings) -> io::Result<StdUnixListener> {
-    let path = &settings.socket;
+async fn open_metrics(
+    settings: &MetricsSettings,
+) -> Result<(metrics::Listeners, Option<SocketFile>), String> {
+    let tcp = bind_tcp(settings.listen).await?;
+    let Some(path) = &settings.socket else {
+        return Ok((metrics::Listeners { tcp, unix: None }, None));
+    };
+    let (unix, file) = bind_unix(path, METRICS_MODE, settings.socket_group.as_deref())?;
+    let unix = Some(on_runtime(unix)?);
+    Ok((metrics::Listeners { tcp, unix }, Some(file)))
+}
+
+async fn bind_tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, String> {
+    match address {
+        None => Ok(None),
+        Some(address) => TcpListener::bind(address)
+            .await
+            .map(Some)
+            .map_err(|error| format!("{address}: {error}")),
+    }
+}
+
+fn on_runtime(listener: StdUnixListener) -> Result<UnixListener, String> {
+    listener
+        .set_nonblocking(true)
+        .map_err(|error| error.to_string())?;
+    UnixListener::from_std(listener).map_err(|error| error.to_string())
+}
+
+fn bind_unix(
+    path: &Path,
+    mode: u32,
+    group: Option<&str>,
+) -> Result<(StdUnixListener, SocketFile), String> {
+    let listener =
+        bind(path, mode, group).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok((listener, SocketFile(path.to_owned())))
+}
+
+fn bind(path: &Path, mode: u32, group: Option<&str>) -> io::Result<StdUnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -68,13 +111,13 @@ fn bind(settings: &ApiSettings) -> io::Result<StdUnixListener> {
     let listener = StdUnixListener::bind(path);
     umask(former);
     let listener = listener?;
-    if let Some(name) = &settings.socket_group {
+    if let Some(name) = group {
         let group = Group::from_name(name)?.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name}"))
         })?;
         chown(path, None, Some(group.gid))?;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(settings.socket_mode))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 

@@ -89,6 +89,10 @@ impl Cell {
         let mut inner = self.lock();
         let before = inner.clone();
         change(&mut inner);
+        let vm = inner.vm.as_ref();
+        if !vm.is_some_and(|vm| vm.seen.resting.has_power()) {
+            inner.addresses.clear();
+        }
         if *inner != before {
             let after = Arc::new(inner.clone());
             if let Some((id, OperationKind::RebootVm | OperationKind::ResetVm)) = after.current

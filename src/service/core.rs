@@ -1,5 +1,6 @@
 //! All parts of the service, in one place that can be shared.
 
+use super::addresses::Addresses;
 use super::feed::Feed;
 use super::gate::Gate;
 use super::hypervisor::Hypervisor;
@@ -50,6 +51,8 @@ pub struct Core {
     pub operations: Operations,
     /// VMs.
     pub vms: Vms,
+    /// Guests that should be asked for their addresses.
+    pub addresses: Addresses,
     /// Images.
     pub images: Images,
     /// Removals of what is in no record.

@@ -36,10 +36,14 @@ pub enum Lane {
     CephImport,
     /// Reads from the journal.
     Journal,
+    /// Figures of all VMs, for who watches the host.
+    Stats,
+    /// Questions to guests' agents, which may hang.
+    Agent,
 }
 
 impl Lane {
-    const ALL: [(Self, usize); 9] = [
+    const ALL: [(Self, usize); 11] = [
         (Self::Read, 4),
         (Self::Control, 8),
         (Self::PowerOff, 8),
@@ -49,7 +53,37 @@ impl Lane {
         (Self::Ceph, 8),
         (Self::CephImport, 2),
         (Self::Journal, 4),
+        (Self::Stats, 1),
+        (Self::Agent, 8),
     ];
+
+    /// Its name in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Control => "control",
+            Self::PowerOff => "power-off",
+            Self::Storage => "storage",
+            Self::Memory => "memory",
+            Self::Import => "import",
+            Self::Ceph => "ceph",
+            Self::CephImport => "ceph-import",
+            Self::Journal => "journal",
+            Self::Stats => "stats",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// How busy a lane is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneUse {
+    /// Which.
+    pub lane: Lane,
+    /// Permits that calls hold, also those that were given up.
+    pub in_use: usize,
+    /// All its permits.
+    pub permits: usize,
 }
 
 /// Why a call has no answer.
@@ -69,7 +103,7 @@ pub enum GateError {
 /// The door; see the module's text.
 #[derive(Debug)]
 pub struct Gate {
-    lanes: [(Lane, Arc<Semaphore>); 9],
+    lanes: [(Lane, Arc<Semaphore>); 11],
     abandoned: Arc<AtomicU64>,
 }
 
@@ -127,6 +161,16 @@ impl Gate {
         self.abandoned.load(Ordering::Relaxed)
     }
 
+    /// How busy each lane is.
+    pub fn lanes(&self) -> impl Iterator<Item = LaneUse> {
+        let all = Lane::ALL.into_iter().zip(&self.lanes);
+        all.map(|((lane, permits), (_, free))| LaneUse {
+            lane,
+            in_use: permits.saturating_sub(free.available_permits()),
+            permits,
+        })
+    }
+
     fn permits(&self, lane: Lane) -> Arc<Semaphore> {
         let (_, permits) = self
             .lanes
@@ -153,6 +197,13 @@ mod tests {
         let second = gate.run(Lane::Import, short, move || held_2.recv()).await;
         assert_eq!(second, Err(GateError::Abandoned));
         assert_eq!(gate.abandoned(), 2);
+        let used: Vec<LaneUse> = gate.lanes().filter(|lane| lane.in_use > 0).collect();
+        let imports = LaneUse {
+            lane: Lane::Import,
+            in_use: 2,
+            permits: 2,
+        };
+        assert_eq!(used, [imports]);
         assert_eq!(
             gate.run(Lane::Import, short, || 1).await,
             Err(GateError::NotSent)

@@ -25,6 +25,10 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
 /// A save writes the guest's whole memory.
 const LONG_CALL: Duration = Duration::from_secs(3600);
+/// Who watches the host asks again soon, and is answered without.
+const STATS_CALL: Duration = Duration::from_secs(2);
+/// An agent has 5 s for its answer, after those that it was asked for before.
+const AGENT_CALL: Duration = Duration::from_secs(20);
 /// How often a standing connection is looked at, besides its own close event.
 const LOOK: Duration = Duration::from_secs(5);
 /// Events that wait to be routed; past it every VM is read anew instead.
@@ -69,6 +73,7 @@ pub struct Hypervisor {
     standing: Mutex<Option<Standing>>,
     link: watch::Sender<Link>,
     former_calls: AtomicU64,
+    connected: AtomicU64,
 }
 
 impl Hypervisor {
@@ -87,6 +92,7 @@ impl Hypervisor {
             standing: Mutex::new(None),
             link: watch::Sender::new(Link::Away),
             former_calls: AtomicU64::new(0),
+            connected: AtomicU64::new(0),
         }
     }
 
@@ -127,6 +133,11 @@ impl Hypervisor {
         self.former_calls.load(Ordering::Relaxed) + now
     }
 
+    /// How often libvirt came back since the start.
+    pub fn reconnects(&self) -> u64 {
+        self.connected.load(Ordering::Relaxed).saturating_sub(1)
+    }
+
     /// Makes a call, bounded in time.
     ///
     /// # Errors
@@ -163,6 +174,8 @@ impl Hypervisor {
             | Lane::Storage
             | Lane::Ceph
             | Lane::Journal => self.call_timeout,
+            Lane::Stats => STATS_CALL.min(self.call_timeout),
+            Lane::Agent => AGENT_CALL,
         };
         self.gate
             .run(lane, deadline, move || call(&host))
@@ -182,6 +195,7 @@ impl Hypervisor {
             match opened {
                 Ok(()) => {
                     tracing::info!(uri = self.uri.as_str(), "connected to libvirt");
+                    self.connected.fetch_add(1, Ordering::Relaxed);
                     self.link.send_replace(Link::Up);
                     backoff = FIRST_BACKOFF;
                     let stopped = self.until_lost(&closed, &stop).await;

@@ -5,6 +5,7 @@
 //! condition JournalWritable.
 
 use super::fault::{chain, from_journal, internal};
+use super::figures::commit_seconds;
 use super::gate::{Gate, Lane};
 use crate::journal::{Batch, Journal, JournalError, OperationQuery};
 use crate::model::event::Event;
@@ -12,6 +13,7 @@ use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, RequestId};
 use crate::model::operation::Operation;
 use crate::model::time::Timestamp;
+use prometheus::Histogram;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,15 +27,20 @@ pub struct Ledger {
     journal: Arc<Journal>,
     gate: Arc<Gate>,
     trouble: watch::Sender<Option<Fault>>,
+    commit_seconds: Histogram,
 }
 
 impl Ledger {
     /// Puts the gate in front of an open journal.
     pub fn new(journal: Arc<Journal>, gate: Arc<Gate>) -> Self {
+        let commit_seconds = commit_seconds();
+        let timed = commit_seconds.clone();
+        journal.time_commits(move |took| timed.observe(took.as_secs_f64()));
         Self {
             journal,
             gate,
             trouble: watch::Sender::new(None),
+            commit_seconds,
         }
     }
 
@@ -83,6 +90,11 @@ impl Ledger {
     /// they made durable.
     pub fn written(&self) -> (u64, u64) {
         (self.journal.commits(), self.journal.batches())
+    }
+
+    /// How long the journal's commits took, in seconds.
+    pub const fn commit_seconds(&self) -> &Histogram {
+        &self.commit_seconds
     }
 
     /// Why the last write failed, if it did.

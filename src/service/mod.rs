@@ -8,6 +8,7 @@
 //! Deliberately not here: wire types (that is `grpc`), libvirt's and the tools'
 //! own details (that is the adapters).
 
+pub mod addresses;
 pub mod admission;
 pub mod capacity;
 pub mod cell;
@@ -18,6 +19,7 @@ pub mod domains;
 mod ending;
 pub mod fault;
 pub mod feed;
+pub mod figures;
 pub mod gate;
 pub mod host;
 pub mod hypervisor;
@@ -37,6 +39,7 @@ pub mod reconcile;
 pub mod repeat;
 pub mod secrets;
 pub mod sinks;
+pub mod stats;
 pub mod sweeper;
 pub mod vms;
 pub mod volumes;

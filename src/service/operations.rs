@@ -5,6 +5,7 @@
 //! as long as its operation is kept.
 
 use super::feed::Feed;
+use super::figures::OperationFigures;
 use super::ledger::Ledger;
 use super::plan::injected;
 use super::repeat::repeat;
@@ -20,7 +21,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -43,6 +44,8 @@ pub struct LiveOperation {
     /// One write of it at a time, so that none brings back what a later one has
     /// changed; true once its end is durable.
     written: tokio::sync::Mutex<bool>,
+    /// When this run of the agent took it in.
+    begun: Instant,
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +72,7 @@ impl LiveOperation {
             phase: Mutex::new(phase),
             cancel,
             written: tokio::sync::Mutex::default(),
+            begun: Instant::now(),
         }
     }
 
@@ -176,6 +180,8 @@ pub struct Operations {
     /// How many are at work.
     count: watch::Sender<usize>,
     stopping: CancellationToken,
+    /// How operations have ended since the start.
+    pub figures: OperationFigures,
 }
 
 /// What a request id comes to.
@@ -214,6 +220,7 @@ impl Operations {
             count: watch::Sender::new(0),
             live: Mutex::default(),
             stopping,
+            figures: OperationFigures::default(),
         }
     }
 
@@ -378,6 +385,7 @@ impl Operations {
         let mut written = live.written.lock().await;
         self.ledger.commit(changes.put_operation(&ended)).await?;
         *written = true;
+        self.figures.note(&ended, live.begun.elapsed());
         faultpoint::reach(&format!("{kind}.end.after")).await;
         publish();
         live.change(|operation| *operation = ended);

@@ -102,9 +102,8 @@ pub async fn rebuild(core: &Arc<Core>, domains: &HashMap<VmId, DomainState>) -> 
         let id = vm.id;
         let view = View {
             vm: Some(vm),
-            current: None,
-            vnc: None,
             away: true,
+            ..View::default()
         };
         adopt(core, view, id, None);
     }

@@ -123,8 +123,8 @@ impl Reconciler {
                 View {
                     vm: Some(vm),
                     current,
-                    vnc: None,
                     away: true,
+                    ..View::default()
                 },
                 id,
                 live,
@@ -189,6 +189,9 @@ impl Reconciler {
             }
             // The display's port is read by the worker.
             cell.touch();
+            if domain.is_some() {
+                core.addresses.want(cell.id);
+            }
         }
         if !batch.is_empty() {
             core.ledger.commit(batch).await?;
@@ -256,6 +259,9 @@ impl Observer for Reconciler {
             if event.what == DomainChange::Rebooted {
                 cell.tell_restart();
             }
+            if may_change_addresses(&event.what) {
+                self.core.addresses.want(event.id);
+            }
             cell.touch();
         }
     }
@@ -265,6 +271,16 @@ impl Observer for Reconciler {
             cell.touch();
         }
     }
+}
+
+fn may_change_addresses(what: &DomainChange) -> bool {
+    matches!(
+        what,
+        DomainChange::Started(_)
+            | DomainChange::Resumed
+            | DomainChange::Rebooted
+            | DomainChange::Agent { connected: true }
+    )
 }
 
 /// Looks whether the files of the recorded images are there, and records those

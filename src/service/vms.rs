@@ -32,6 +32,7 @@ pub struct Vms {
     /// Held while VMs are compared with one another and the outcome published.
     pub admission: Mutex<()>,
     waiting: Arc<Semaphore>,
+    may_wait: usize,
 }
 
 impl Vms {
@@ -41,7 +42,14 @@ impl Vms {
             owned: RwLock::default(),
             admission: Mutex::default(),
             waiting: Arc::new(Semaphore::new(queue)),
+            may_wait: queue,
         }
+    }
+
+    /// How many requests wait to be decided on, and how many may.
+    pub fn waiting(&self) -> (usize, usize) {
+        let free = self.waiting.available_permits();
+        (self.may_wait.saturating_sub(free), self.may_wait)
     }
 
     /// Returns one VM as it is now.

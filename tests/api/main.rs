@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod addresses;
 mod bad_input;
 mod behind;
 mod capacity;

@@ -20,6 +20,7 @@ mod sector;
 #[path = "../qemu_libvirt/rfb.rs"]
 mod rfb;
 
+mod addresses;
 mod behind;
 mod bench;
 mod causes;
@@ -29,6 +30,7 @@ mod death;
 mod devices;
 mod facts;
 mod libvirtd;
+mod metrics;
 mod network;
 mod orphans;
 mod power;
@@ -74,6 +76,8 @@ const TESTS: &[Test] = tests![
     rebuild::guests_do_not_notice_that_the_journal_is_lost,
     stop::a_deaf_guest_is_left_running_or_forced_as_the_policy_says,
     stop::a_busy_guest_is_asked_again,
+    addresses::a_guests_agent_tells_the_addresses_of_each_interface,
+    metrics::what_a_guest_uses_is_told_by_its_metrics,
     stop::a_guest_with_an_agent_is_stopped_and_rebooted_through_it,
     death::an_agent_killed_while_it_stops_a_guest_ends_the_operation_later,
     devices::volumes_and_interfaces_are_seen_by_the_guest,
@@ -94,6 +98,7 @@ const TESTS: &[Test] = tests![
     network::a_guest_on_a_bridge_with_a_vlan_has_its_port_in_that_vlan_only,
     network::a_guest_that_cannot_have_its_vlan_is_not_started_without_it,
     network::a_guest_on_a_bridge_has_its_mtu_on_both_sides,
+    metrics::the_traffic_of_a_guest_on_a_bridge_is_told_by_its_interface,
     network::a_vm_on_a_bridge_that_is_not_there_is_not_made,
     console::each_console_has_a_fresh_password_that_expires,
     console::a_screenshot_is_a_png_of_the_display,

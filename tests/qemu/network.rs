@@ -18,13 +18,13 @@ fn iproute2(command: &str, arguments: &[&str]) -> Output {
 }
 
 /// A bridge that ends with the test, however that ends.
-struct Bridge {
+pub struct Bridge {
     name: String,
 }
 
 impl Bridge {
     /// Makes one, unless this kernel has none of this kind.
-    fn make(letter: char, options: &[&str]) -> Option<Self> {
+    pub fn make(letter: char, options: &[&str]) -> Option<Self> {
         let name = format!("kvt{}{letter}", std::process::id());
         let mut arguments = vec!["link", "add", &name, "type", "bridge"];
         arguments.extend(options);
@@ -33,7 +33,7 @@ impl Bridge {
     }
 
     /// The only interface that is plugged in.
-    fn tap(&self) -> String {
+    pub fn tap(&self) -> String {
         let taps = self.taps();
         let [tap] = &taps[..] else {
             panic!("one guest, one tap: {taps:?}");
@@ -49,7 +49,7 @@ impl Bridge {
             .collect()
     }
 
-    fn nic(&self, vlan: u32) -> NewNic {
+    pub fn nic(&self, vlan: u32) -> NewNic {
         nic(&self.name, vlan)
     }
 }

@@ -76,6 +76,7 @@ impl Setup {
             ("node", "labels = { rack = \"7\" }".to_owned()),
             ("hypervisor", format!("uri = \"{uri}\"")),
             ("api", format!("socket = \"{home}/kvmlet.sock\"")),
+            ("metrics", format!("socket = \"{home}/metrics.sock\"")),
             ("journal", format!("path = \"{}\"", journal.display())),
             (
                 "log",
@@ -252,13 +253,18 @@ impl Daemon {
         self.api.clone()
     }
 
-    /// Its directory: pool, other, import, console, journal.db, kvmlet.sock.
+    /// Its directory: pool, other, import, console, journal.db, kvmlet.sock,
+    /// metrics.sock.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
 
     pub fn socket(&self) -> PathBuf {
         self.home.path().join("kvmlet.sock")
+    }
+
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.home.path().join("metrics.sock")
     }
 
     pub fn config(&self) -> PathBuf {

@@ -120,6 +120,7 @@ pub(super) fn shown(vm: VmId, nic: &Nic) -> wire::Nic {
         .into(),
         mtu: nic.mtu.unwrap_or_default(),
         ip_addresses: nic.ip_addresses.clone(),
+        guest_ip_addresses: Vec::new(),
         metadata: nic.metadata.clone().into_iter().collect(),
         attachment: Some(match &nic.attachment {
             Attachment::Bridge { name, vlan } => Shown::Bridge(shown_bridge(name, *vlan)),

@@ -32,6 +32,10 @@ pub(in super::super) fn shown(view: &View, host: Uuid) -> Option<wire::Vm> {
         vnc.address = endpoint.address.to_string();
         vnc.port = endpoint.port.into();
     }
+    for nic in &mut shown.nics {
+        let addresses = view.addresses.get(&nic.mac).into_iter().flatten();
+        nic.guest_ip_addresses = addresses.map(ToString::to_string).collect();
+    }
     Some(shown)
 }
 

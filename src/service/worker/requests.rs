@@ -236,6 +236,7 @@ impl Worker {
         operation.result = Some(OperationResult::Vm(Box::new(vm.clone())));
         let operation = Arc::new(operation);
         self.core.operations.record_ended(&operation).await?;
+        self.core.operations.figures.note_already(&operation);
         Ok(operation)
     }
 

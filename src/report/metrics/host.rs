@@ -1,0 +1,83 @@
+//! How the host and the agent itself fare.
+
+use super::catalogue as c;
+use super::page::Page;
+use crate::model::lifecycle::Resting;
+use crate::service::Core;
+use crate::service::core::Readiness;
+use crate::service::node::{self, NodeView};
+use crate::service::volumes::PoolView;
+use prometheus::process_collector::ProcessCollector;
+
+pub(super) fn fill(page: &mut Page, core: &Core) -> prometheus::Result<()> {
+    let node = node::describe(core);
+    host(page, core, &node);
+    for condition in &node.conditions {
+        page.gauge(&c::CONDITION, &[&condition.kind], condition.status);
+    }
+    for pool in &node.pools {
+        fill_pool(page, pool);
+    }
+    work(page, core);
+    page.add(core.operations.figures.ended.clone())?;
+    page.add(core.operations.figures.seconds.clone())?;
+    page.counter(&c::JOURNAL_COMMITS, &[], node.journal_commits);
+    page.counter(&c::JOURNAL_BATCHES, &[], node.journal_batches);
+    page.add(core.ledger.commit_seconds().clone())?;
+    page.gauge(&c::EVENT_REVISION, &[], core.feed.position().revision);
+    page.gauge(&c::EVENT_WATCHERS, &[], core.feed.readers());
+    page.gauge(&c::LIBVIRT_UP, &[], core.hypervisor.is_up());
+    page.counter(&c::LIBVIRT_CALLS, &[], node.libvirt_calls);
+    page.counter(&c::LIBVIRT_RECONNECTS, &[], core.hypervisor.reconnects());
+    page.gauge(&c::FOREIGN_DOMAINS, &[], node.foreign_domains);
+    page.add(ProcessCollector::for_self())
+}
+
+fn host(page: &mut Page, core: &Core, node: &NodeView) {
+    page.gauge(&c::BUILD_INFO, &[&node.kvmlet_version], true);
+    let info = [
+        &node.id.to_string(),
+        &node.hostname,
+        &node.libvirt_version,
+        &node.hypervisor_version,
+        &node.kernel_version,
+        &node.accelerator,
+    ];
+    page.gauge(&c::NODE_INFO, &info.map(String::as_str), true);
+    let ready = *core.readiness().borrow() == Readiness::Ready;
+    page.gauge(&c::READY, &[], ready);
+    page.gauge(&c::HOST_CPUS, &[], node.cpus);
+    page.gauge(&c::HOST_MEMORY, &[], node.memory.get());
+    page.gauge(&c::PROMISED_VCPUS, &[], node.promised_vcpus);
+    page.gauge(&c::PROMISED_MEMORY, &[], node.promised_memory.get());
+    for resting in Resting::ALL.map(Resting::as_str) {
+        let count = node.vm_counts.get(resting).copied().unwrap_or(0);
+        page.gauge(&c::VMS, &[resting], count);
+    }
+}
+
+fn fill_pool(page: &mut Page, pool: &PoolView) {
+    let labels = [pool.name.as_str()];
+    page.gauge(&c::POOL_READY, &labels, pool.ready);
+    page.gauge(&c::POOL_CAPACITY, &labels, pool.capacity.get());
+    page.gauge(&c::POOL_FREE, &labels, pool.free.get());
+    page.gauge(&c::POOL_PROMISED, &labels, pool.promised.get());
+    for ceph in &pool.ceph_pools {
+        let labels = [pool.name.as_str(), ceph.name.as_str()];
+        page.gauge(&c::CEPH_POOL_CAPACITY, &labels, ceph.capacity.get());
+        page.gauge(&c::CEPH_POOL_FREE, &labels, ceph.free.get());
+    }
+}
+
+fn work(page: &mut Page, core: &Core) {
+    page.gauge(&c::OPERATIONS_AT_WORK, &[], core.operations.live_count());
+    let (waiting, limit) = core.vms.waiting();
+    page.gauge(&c::REQUESTS_WAITING, &[], waiting);
+    page.gauge(&c::REQUESTS_LIMIT, &[], limit);
+    for lane in core.gate.lanes() {
+        let labels = [lane.lane.as_str()];
+        page.gauge(&c::GATE_IN_USE, &labels, lane.in_use);
+        page.gauge(&c::GATE_PERMITS, &labels, lane.permits);
+    }
+    page.gauge(&c::GATE_ABANDONED, &[], core.gate.abandoned());
+}
