@@ -134,7 +134,7 @@ async fn run(config: Config) -> Result<(), Refusal> {
 
     let closing = CancellationToken::new();
     let server = tokio::spawn(grpc::serve(core.clone(), doors.listeners, closing.clone()));
-    let figures = Arc::new(Metrics::new(core.clone(), Vec::new()));
+    let figures = Arc::new(Metrics::new(core.clone()));
     let scraped = tokio::spawn(metrics::serve(figures, doors.metrics, closing.clone()));
     let link = core
         .hypervisor

@@ -15,6 +15,7 @@ use kvmlet::proto::v1::{self as wire};
 use kvmlet::service::Core;
 use kvmlet::service::addresses::Addresses;
 use kvmlet::service::core::Readiness;
+use kvmlet::service::feed::{Feed, catch_up};
 use kvmlet::service::gate::Gate;
 use kvmlet::service::hypervisor::Hypervisor;
 use kvmlet::service::images::Images;
@@ -23,6 +24,7 @@ use kvmlet::service::node::NodeIdentity;
 use kvmlet::service::operations::Operations;
 use kvmlet::service::orphans::Orphans;
 use kvmlet::service::pools::Pools;
+use kvmlet::service::sinks::Board;
 use kvmlet::service::vms::Vms;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -63,20 +65,29 @@ impl Edge {
             .uri
             .parse()
             .expect("the simulated host's URI");
-        let (journal, _) = Journal::open(&config.journal.path).expect("a new journal");
+        let (journal, loaded) = Journal::open(&config.journal.path).expect("a new journal");
         let gate = Arc::new(Gate::default());
-        let ledger = Arc::new(Ledger::new(Arc::new(journal), gate.clone()));
+        let journal = Arc::new(journal);
+        let feed = Arc::new(Feed::new(
+            journal.clone(),
+            loaded.epoch,
+            loaded.revision,
+            &loaded.told,
+        ));
+        let ledger = Arc::new(Ledger::new(journal, gate.clone()));
         let stopping = CancellationToken::new();
         let hypervisor =
             Hypervisor::new(uri, config.hypervisor.connections, PATIENCE, gate.clone());
         let core = Arc::new(Core {
             hypervisor: Arc::new(hypervisor),
             pools: Pools::new(&config, gate.clone(), Uuid::from_u128(1)),
-            operations: Operations::new(ledger.clone(), stopping.clone()),
+            operations: Operations::new(ledger.clone(), feed.clone(), stopping.clone()),
             vms: Vms::new(config.operations.queue),
-            images: Images::new(Vec::new(), &config.images).expect("images"),
+            images: Images::new(Vec::new(), &config.images, feed.clone()).expect("images"),
             addresses: Addresses::default(),
             orphans: Orphans::default(),
+            sinks: Board::default(),
+            feed,
             node: NodeIdentity::read(Uuid::from_u128(1)),
             tasks: TaskTracker::new(),
             ready: watch::Sender::new(Readiness::Starting),
@@ -85,6 +96,8 @@ impl Edge {
             ledger,
             stopping,
         });
+        // No libvirt is asked here: it opens by itself.
+        tokio::spawn(catch_up(core.clone()));
         let unix = UnixListener::bind(folder.path().join("edge.sock")).expect("a socket");
         let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = tcp.local_addr().expect("bound");

@@ -85,6 +85,16 @@ pub(super) fn commit_seconds() -> Histogram {
         .expect("the name and the buckets are valid")
 }
 
+/// How long events take from the change to where they can be read.
+pub(super) fn event_seconds() -> Histogram {
+    let options = HistogramOpts::new(
+        "kvmlet_event_lag_seconds",
+        "From a change to its event being durable and readable.",
+    );
+    Histogram::with_opts(options.buckets(buckets(COMMIT_SECONDS)))
+        .expect("the name and the buckets are valid")
+}
+
 fn buckets((first, factor, count): (f64, f64, usize)) -> Vec<f64> {
     exponential_buckets(first, factor, count).expect("the first and the factor grow")
 }

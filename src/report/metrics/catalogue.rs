@@ -87,12 +87,14 @@ metrics! {
     // Events and sinks.
     EVENT_REVISION Gauge "kvmlet_event_revision" []
         "Revision of the last change that was published."
-    EVENT_LAG Gauge "kvmlet_event_lag_seconds" []
-        "How far the slowest watcher is behind."
+    EVENT_LAG Histogram "kvmlet_event_lag_seconds" []
+        "From a change to its event being durable and readable."
     EVENT_WATCHERS Gauge "kvmlet_event_watchers" []
-        "Callers that watch events."
-    SINK_LAG Gauge "kvmlet_sink_lag_seconds" ["sink"]
-        "Age of the oldest event that a sink has not taken yet."
+        "Readers of events: callers that watch them, and sinks."
+    SINK_CONNECTED Gauge "kvmlet_sink_connected" ["sink"]
+        "Whether a sink's receiver has welcomed the agent and is still there."
+    SINK_LAG Gauge "kvmlet_sink_lag_events" ["sink"]
+        "How many changes a sink's receiver has not acknowledged yet."
 
     // The host.
     NODE_INFO Gauge "kvmlet_node_info" ["node_id" "hostname" "libvirt_version" "hypervisor_version" "kernel_version" "accelerator"]

@@ -3,11 +3,13 @@
 use super::catalogue as c;
 use super::page::Page;
 use crate::model::lifecycle::Resting;
+use crate::model::view::View;
 use crate::service::Core;
 use crate::service::core::Readiness;
 use crate::service::node::{self, NodeView};
 use crate::service::volumes::PoolView;
 use prometheus::process_collector::ProcessCollector;
+use std::sync::Arc;
 
 pub(super) fn fill(page: &mut Page, core: &Core) -> prometheus::Result<()> {
     let node = node::describe(core);
@@ -25,7 +27,14 @@ pub(super) fn fill(page: &mut Page, core: &Core) -> prometheus::Result<()> {
     page.counter(&c::JOURNAL_BATCHES, &[], node.journal_batches);
     page.add(core.ledger.commit_seconds().clone())?;
     page.gauge(&c::EVENT_REVISION, &[], core.feed.position().revision);
+    page.add(core.feed.lag().clone())?;
     page.gauge(&c::EVENT_WATCHERS, &[], core.feed.readers());
+    let head = core.feed.position();
+    for sink in core.sinks.list() {
+        let labels = [sink.name.as_str()];
+        page.gauge(&c::SINK_CONNECTED, &labels, sink.connected);
+        page.gauge(&c::SINK_LAG, &labels, sink.lag(head));
+    }
     page.gauge(&c::LIBVIRT_UP, &[], core.hypervisor.is_up());
     page.counter(&c::LIBVIRT_CALLS, &[], node.libvirt_calls);
     page.counter(&c::LIBVIRT_RECONNECTS, &[], core.hypervisor.reconnects());
@@ -48,11 +57,12 @@ fn host(page: &mut Page, core: &Core, node: &NodeView) {
     page.gauge(&c::READY, &[], ready);
     page.gauge(&c::HOST_CPUS, &[], node.cpus);
     page.gauge(&c::HOST_MEMORY, &[], node.memory.get());
-    page.gauge(&c::PROMISED_VCPUS, &[], node.promised_vcpus);
-    page.gauge(&c::PROMISED_MEMORY, &[], node.promised_memory.get());
-    for resting in Resting::ALL.map(Resting::as_str) {
-        let count = node.vm_counts.get(resting).copied().unwrap_or(0);
-        page.gauge(&c::VMS, &[resting], count);
+    page.gauge(&c::PROMISED_VCPUS, &[], node.promised.vcpus);
+    page.gauge(&c::PROMISED_MEMORY, &[], node.promised.memory.get());
+    for resting in Resting::ALL {
+        let in_it = |view: &&Arc<View>| view.resting().is_some_and(|(state, _)| state == resting);
+        let count = node.vms.iter().filter(in_it).count();
+        page.gauge(&c::VMS, &[resting.as_str()], count);
     }
 }
 

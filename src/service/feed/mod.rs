@@ -23,6 +23,7 @@ pub use catch_up::catch_up;
 pub use reader::{Item, Reader, Start};
 
 use super::fault::chain;
+use super::figures::event_seconds;
 use super::operations::now;
 use crate::journal::{Batch, Journal, JournalError, Told};
 use crate::model::event::{self, Cause, Change, Event, Labels, Position, What};
@@ -30,6 +31,7 @@ use crate::model::ids::{ImageId, OperationId, VmId};
 use crate::model::image::Image;
 use crate::model::operation::Operation;
 use crate::model::view::View;
+use prometheus::Histogram;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -37,6 +39,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -103,6 +106,8 @@ pub struct Feed {
     failed: Arc<Notify>,
     /// Events that wait for the journal.
     waiting: Arc<AtomicUsize>,
+    /// From a change to its event being readable.
+    lag: Histogram,
     readers: Arc<AtomicUsize>,
 }
 
@@ -132,6 +137,7 @@ impl Feed {
             open: watch::Sender::new(false),
             failed: Arc::default(),
             waiting: Arc::default(),
+            lag: event_seconds(),
             readers: Arc::default(),
         }
     }
@@ -150,6 +156,11 @@ impl Feed {
         let mut open = self.open.subscribe();
         // The sender is in `self`.
         drop(open.wait_for(|open| *open).await);
+    }
+
+    /// How long events took from the change to where they can be read.
+    pub fn lag(&self) -> &Histogram {
+        &self.lag
     }
 
     /// How many readers there are now.
@@ -329,6 +340,7 @@ impl Feed {
     fn put(&self, batch: Batch, thing: Thing, digest: Option<u64>, change: Change) -> Batch {
         let change = Arc::new(change);
         let (ring, head, told) = (self.ring.clone(), self.head.clone(), change.clone());
+        let (lag, since) = (self.lag.clone(), Instant::now());
         let announce = move |revision| {
             let mut ring = lock(&ring);
             if ring.len() == RING {
@@ -340,6 +352,7 @@ impl Feed {
             });
             drop(ring);
             head.send_replace(revision);
+            lag.observe(since.elapsed().as_secs_f64());
         };
         let told = Told {
             thing: thing.to_string(),
