@@ -43,18 +43,19 @@ async fn a_receiver_is_greeted_and_gets_a_snapshot_and_then_every_change() {
     let stopped = api.create(&image, Start::No).await;
     let at = settled(&daemon).await;
     assert_eq!(at.epoch, hello.epoch);
-    let known = book.known();
-    let host = &known.fleet.hosts[&node.id];
-    assert!(host.vms.contains_key(&running) && host.vms.contains_key(&stopped));
-    assert_eq!(known.marks().len(), 2, "one snapshot, from begin to end");
-    assert!(known.marks().iter().all(|mark| !mark.forced));
-    let first = known.used[0];
-    assert!(
-        known.used.iter().copied().eq(first..=at.revision),
-        "{:?}",
-        known.used
-    );
-    drop(known);
+    {
+        let known = book.known();
+        let host = &known.fleet.hosts[&node.id];
+        assert!(host.vms.contains_key(&running) && host.vms.contains_key(&stopped));
+        assert_eq!(known.marks().len(), 2, "one snapshot, from begin to end");
+        assert!(known.marks().iter().all(|mark| !mark.forced));
+        let first = known.used[0];
+        assert!(
+            known.used.iter().copied().eq(first..=at.revision),
+            "{:?}",
+            known.used
+        );
+    }
     same_picture(&book, &api).await;
 
     let heartbeat = book
@@ -120,14 +121,16 @@ async fn a_receiver_that_has_less_than_it_acknowledged_is_obeyed() {
         point.revision -= 5;
         point.revision
     };
-    let _server = serve(&book, &place);
+    let server = serve(&book, &place);
     describe(&daemon.api(), &vm_id, "after the backup").await;
     settled(&daemon).await;
-    let known = book.known();
-    let changes = known.of(known.hellos.len());
-    assert_eq!(changes[0].revision, from + 1);
+    {
+        let known = book.known();
+        let changes = known.of(known.hellos.len());
+        assert_eq!(changes[0].revision, from + 1);
+    }
     // And one that has nothing at all gets a snapshot.
-    drop((_server, known));
+    drop(server);
     let empty = Arc::new(Book::default());
     let _server = serve(&empty, &place);
     describe(&daemon.api(), &vm_id, "after the loss").await;

@@ -55,26 +55,27 @@ async fn a_receiver_that_is_killed_again_and_again_misses_nothing_and_sees_it_in
     stop.store(true, Ordering::Relaxed);
     assert!(changing.await.unwrap() > 0);
     let end = settled(&daemon).await;
-    let known = book.known();
-    let first = known.used[0];
-    assert!(
-        known.used.iter().copied().eq(first..=end.revision),
-        "each change once and in order: {:?}",
-        known.used
-    );
-    // And what came in each stream came in order, without a hole.
-    for stream in 1..=known.hellos.len() {
-        let of_stream: Vec<u64> = known
-            .of(stream)
-            .iter()
-            .filter(|e| !matches!(e.event, Some(Event::Bookmark(_) | Event::Snapshot(_))))
-            .filter(|e| e.cause.is_some())
-            .map(|event| event.revision)
-            .collect();
-        let steps = of_stream.windows(2).all(|pair| pair[1] == pair[0] + 1);
-        assert!(steps, "stream {stream}: {of_stream:?}");
+    {
+        let known = book.known();
+        let first = known.used[0];
+        assert!(
+            known.used.iter().copied().eq(first..=end.revision),
+            "each change once and in order: {:?}",
+            known.used
+        );
+        // And what came in each stream came in order, without a hole.
+        for stream in 1..=known.hellos.len() {
+            let of_stream: Vec<u64> = known
+                .of(stream)
+                .iter()
+                .filter(|e| !matches!(e.event, Some(Event::Bookmark(_) | Event::Snapshot(_))))
+                .filter(|e| e.cause.is_some())
+                .map(|event| event.revision)
+                .collect();
+            let steps = of_stream.windows(2).all(|pair| pair[1] == pair[0] + 1);
+            assert!(steps, "stream {stream}: {of_stream:?}");
+        }
     }
-    drop(known);
     same_picture(&book, &daemon.api()).await;
 }
 
@@ -92,16 +93,17 @@ async fn where_one_endpoint_fails_the_next_one_is_called() {
     let _second = serve(&book, &one);
     describe(&daemon.api(), &vm_id, "after the failover").await;
     settled(&daemon).await;
-    let known = book.known();
-    let first = known.used[0];
-    assert!(
-        known
-            .used
-            .iter()
-            .copied()
-            .eq(first..=*known.used.last().unwrap())
-    );
-    drop(known);
+    {
+        let known = book.known();
+        let first = known.used[0];
+        assert!(
+            known
+                .used
+                .iter()
+                .copied()
+                .eq(first..=*known.used.last().unwrap())
+        );
+    }
     let condition = condition(&daemon.api(), "cp").await;
     assert!(condition.status, "{condition:?}");
 }
@@ -184,12 +186,13 @@ async fn who_was_away_for_longer_than_events_are_kept_gets_the_state_of_everythi
     daemon.restart().await;
     let _server = serve(&book, &place);
     settled(&daemon).await;
-    let known = book.known();
-    let marks = known.marks();
-    assert_eq!(marks.len(), 4, "a second snapshot");
-    assert!(marks[2].forced, "which nobody asked for");
-    let node = known.hellos[0].node_id.clone();
-    assert!(!known.fleet.hosts[&node].vms.contains_key(&goes));
-    drop(known);
+    {
+        let known = book.known();
+        let marks = known.marks();
+        assert_eq!(marks.len(), 4, "a second snapshot");
+        assert!(marks[2].forced, "which nobody asked for");
+        let node = known.hellos[0].node_id.clone();
+        assert!(!known.fleet.hosts[&node].vms.contains_key(&goes));
+    }
     same_picture(&book, &daemon.api()).await;
 }
