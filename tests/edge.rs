@@ -283,14 +283,19 @@ async fn while_it_starts_a_change_is_refused_with_the_time_to_try_again() {
 }
 
 #[tokio::test]
-async fn calls_of_later_versions_say_so() {
+async fn a_watch_ends_with_a_reason_when_the_server_stops() {
     let edge = Edge::start().await;
     let mut node = NodeServiceClient::new(edge.unix().await);
-    let status = node
+    let mut stream = node
         .watch_events(wire::WatchEventsRequest::default())
         .await
-        .expect_err("not yet");
-    is(&status, Code::Unimplemented, "NOT_YET");
+        .expect("a stream")
+        .into_inner();
+    let first = stream.message().await.expect("no end yet");
+    assert!(first.is_some_and(|first| !first.epoch.is_empty()));
+    edge.stop.cancel();
+    let status = stream.message().await.expect_err("the end");
+    is(&status, Code::Unavailable, "STOPPING");
     edge.stop().await;
 }
 

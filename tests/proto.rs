@@ -62,7 +62,7 @@ fn rpcs() -> Vec<(String, String)> {
             }
         }
     }
-    assert_eq!(rpcs.len(), 35, "all services are compiled in");
+    assert_eq!(rpcs.len(), 36, "all services are compiled in");
     rpcs
 }
 

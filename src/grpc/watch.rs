@@ -37,7 +37,9 @@ pub(super) struct Watch {
 /// `TOO_MANY_WATCHERS`.
 pub(super) fn open(edge: &Edge, start: Start) -> Result<Watch, Fault> {
     let core = &edge.core;
-    if core.feed.readers() >= core.config.events.watchers {
+    // Sinks read, too, and are no callers.
+    let others = core.sinks.list().len();
+    if core.feed.readers() >= core.config.events.watchers + others {
         return Err(Fault::new(
             Reason::TooManyWatchers,
             "too many streams of events are open already",
