@@ -88,7 +88,9 @@ fn a_sound_journal_has_no_problems_and_is_not_changed_by_looking() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(
         ended.lines(),
-        ["schema 1 (the daemon brings it to 2 when it starts), 20 VMs, 8 images, 103 operations, 23 of them unfinished"]
+        [
+            "schema 1 (the daemon brings it to 2 when it starts), 20 VMs, 8 images, 103 operations, 23 of them unfinished"
+        ]
     );
     let ended = journal(&["-o", "json", "journal", "check"], &path);
     let told: Value = serde_json::from_str(&ended.stdout).unwrap();

@@ -7,6 +7,7 @@
 use super::cell::Cell;
 use super::core::Core;
 use super::gate::Lane;
+use super::hypervisor::Link;
 use crate::libvirt::{AddressSource, ErrorKind, GuestAddress};
 use crate::model::ids::VmId;
 use crate::model::nic::Nic;
@@ -81,6 +82,12 @@ enum Outcome {
 /// Keeps the addresses of all guests, until the agent stops.
 pub async fn run(core: Arc<Core>) {
     let refresh = core.config.vms.address_refresh;
+    // Before that nobody can be asked.
+    let mut link = core.hypervisor.link();
+    tokio::select! {
+        () = core.stopping.cancelled() => return,
+        _ = link.wait_for(|link| *link == Link::Up) => {}
+    }
     let mut turns = Turns::default();
     let mut looks: JoinSet<(VmId, Outcome)> = JoinSet::new();
     let mut round = Instant::now();
@@ -258,6 +265,7 @@ async fn look(core: Arc<Core>, id: VmId) -> (VmId, Outcome) {
             Outcome::Nothing
         }
     };
+    cell.note_guest_asked();
     (id, outcome)
 }
 

@@ -32,6 +32,7 @@ pub struct Cell {
     bell: Notify,
     no_space: AtomicBool,
     looked: AtomicBool,
+    guest_asked: AtomicBool,
     /// The operation that asked the guest to restart, until it has or should have.
     restart: Mutex<Option<(OperationId, Instant)>>,
 }
@@ -51,6 +52,7 @@ impl Cell {
             bell: Notify::new(),
             no_space: AtomicBool::new(false),
             looked: AtomicBool::new(false),
+            guest_asked: AtomicBool::new(false),
             restart: Mutex::default(),
         }
     }
@@ -127,9 +129,17 @@ impl Cell {
         self.looked.store(true, Ordering::Release);
     }
 
-    /// Whether they ever were.
+    /// Notes that its addresses were asked for.
+    pub fn note_guest_asked(&self) {
+        self.guest_asked.store(true, Ordering::Release);
+    }
+
+    /// Whether all that is to be seen of it was looked at once.
     pub fn was_looked_at(&self) -> bool {
-        self.looked.load(Ordering::Acquire)
+        let powered = |vm: &Vm| vm.seen.resting.has_power();
+        let asked = self.guest_asked.load(Ordering::Acquire)
+            || !self.view().vm.as_ref().is_some_and(powered);
+        asked && self.looked.load(Ordering::Acquire)
     }
 
     /// Changes the record, if there is one, and publishes it.

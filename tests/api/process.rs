@@ -78,7 +78,7 @@ async fn a_second_daemon_on_the_same_socket_or_journal_is_refused() {
     let (code, words) = daemon.second(|text| text);
     assert_eq!(code, Some(1), "{words}");
     assert!(words.contains("another daemon answers there"), "{words}");
-    let (code, words) = daemon.second(|text| text.replace("kvmlet.sock", "second.sock"));
+    let (code, words) = daemon.second(|text| text.replace(".sock", "-2.sock"));
     assert_eq!(code, Some(1), "{words}");
     assert!(words.contains("journal"), "{words}");
     assert!(daemon.api().serving("").await.unwrap(), "the first goes on");

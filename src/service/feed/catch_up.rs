@@ -4,6 +4,7 @@
 use super::{Feed, Thing, lock};
 use crate::model::event::Cause;
 use crate::service::core::Core;
+use crate::service::hypervisor::Link;
 use crate::service::sweeper;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +12,9 @@ use tokio::time::Instant;
 
 /// How long the first look at the host may take before VMs are told to be UNKNOWN.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
-/// How long the displays of running VMs may take to be read after it.
-const DISPLAYS: Duration = Duration::from_secs(1);
+/// How long the displays and addresses of running VMs may take to be read after it;
+/// those that come later are told as changes.
+const DETAILS: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(5);
 /// When what could not be written is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -32,16 +34,16 @@ pub async fn catch_up(core: Arc<Core>) {
 async fn work(core: &Core) {
     sweeper::forget_events(core).await;
     let mut link = core.hypervisor.link();
-    let up = link.wait_for(|link| *link == crate::service::hypervisor::Link::Up);
+    let up = link.wait_for(|link| *link == Link::Up);
     if tokio::time::timeout(FIRST_LOOK, up).await.is_ok() {
-        until_displays_are_read(core).await;
+        until_details_are_read(core).await;
     }
     release(core).await;
     tokio::join!(tell_left_over(core), tell_progress(core));
 }
 
-async fn until_displays_are_read(core: &Core) {
-    let until = Instant::now() + DISPLAYS;
+async fn until_details_are_read(core: &Core) {
+    let until = Instant::now() + DETAILS;
     while Instant::now() < until && core.vms.cells().iter().any(|cell| !cell.was_looked_at()) {
         tokio::time::sleep(TICK).await;
     }
