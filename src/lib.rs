@@ -18,6 +18,7 @@ pub mod report;
 pub mod run;
 pub mod service;
 pub mod shutdown;
+pub mod spans;
 pub mod storage;
 pub mod systemd;
 pub mod telemetry;

@@ -34,7 +34,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,6 +45,8 @@ const BAD_CONFIGURATION: u8 = 78;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long calls may take to end once nothing is at work any more.
 const LAST_CALLS: Duration = Duration::from_secs(2);
+/// How long the last spans may take to be sent, within what is left of the grace.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 /// How often the status line is written anew.
 const STATUS: Duration = Duration::from_secs(10);
 
@@ -81,17 +83,27 @@ pub fn serve(args: ServeArgs) -> ExitCode {
 fn prepare(args: ServeArgs) -> Result<(), Refusal> {
     let _armed = faultpoint::arm();
     let (config, _scratch) = configuration(args)?;
-    telemetry::start(&config.log).map_err(|error| refusal(1, chain(&error)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("kvmlet")
         .build()
         .map_err(|error| refusal(1, chain(&error)))?;
+    // Without an id, it does not serve.
+    let node = config.node.resolve_id().ok();
+    let spans = {
+        let _entered = runtime.enter();
+        telemetry::start(&config.log, &config.traces, node)
+            .map_err(|error| refusal(1, chain(&error)))?
+    };
     let outcome = runtime.block_on(run(config));
+    spans.end(match &outcome {
+        Ok(left) => LAST_SPANS.min(*left),
+        Err(_) => LAST_SPANS,
+    });
     // A call that hangs in libvirt or a file system must not hold up the end:
     // the journal says already where it was.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    outcome.map(drop)
 }
 
 /// The configuration, and the folder of a simulated host, which goes with it.
@@ -124,7 +136,8 @@ fn configuration(args: ServeArgs) -> Result<(Config, Option<tempfile::TempDir>),
     Ok((config, Some(scratch)))
 }
 
-async fn run(config: Config) -> Result<(), Refusal> {
+/// Serves until it is told to stop; returns how much of the grace is left.
+async fn run(config: Config) -> Result<Duration, Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
     let doors = listen::open(&config)
         .await
@@ -157,8 +170,9 @@ async fn run(config: Config) -> Result<(), Refusal> {
     watchdog.abort();
     // Nobody misses a last scrape.
     scraped.abort();
+    let told = Instant::now();
     stop(&core, &closing, server).await;
-    Ok(())
+    Ok(core.config.shutdown.grace.saturating_sub(told.elapsed()))
 }
 
 async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors), Refusal> {

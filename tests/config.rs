@@ -110,8 +110,8 @@ memory_overcommit = \"much\"
     let faults = faults(text);
     let expected = [
         "colour: unknown key (known here: api, events, hardware_profiles, hypervisor, images, \
-         journal, log, metrics, nats, networks, node, operations, pools, report, shutdown, vms, \
-         vnc) (line 1)",
+         journal, log, metrics, nats, networks, node, operations, pools, report, shutdown, traces, \
+         vms, vnc) (line 1)",
         "hypervisor.uri: must be qemu:///system, qemu:///session, qemu:///embed?root=DIR or \
          test:///default, the daemons' also as qemu+unix or test+unix with ?socket=PATH (line 3)",
         "hypervisor.connection: unknown key (known here: accelerator, call_timeout, connections, \

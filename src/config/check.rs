@@ -11,6 +11,7 @@ use super::settings::{
     LogSettings, LogTarget, Network, NodeSettings, OperationSettings, ShutdownSettings, VmSettings,
     VncSettings,
 };
+use super::traces::traces;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
 use crate::model::nic::Attachment;
@@ -63,6 +64,7 @@ fn root(file: Section<'_>) -> Config {
         journal: journal(file.section("journal")),
         log: log(file.section("log")),
         metrics: metrics(file.section("metrics")),
+        traces: traces(file.section("traces")),
         vnc: vnc(file.section("vnc")),
         operations: operations(file.section("operations")),
         events: events::read(file.section("events")),

@@ -15,6 +15,7 @@ mod pools;
 mod report;
 mod section;
 mod settings;
+mod traces;
 
 pub use events::EventSettings;
 pub use faults::{ConfigFaults, Fault};
@@ -26,6 +27,7 @@ pub use settings::{
     LogSettings, LogTarget, Network, NodeSettings, OperationSettings, ShutdownSettings, VmSettings,
     VncSettings,
 };
+pub use traces::TraceSettings;
 
 use std::path::Path;
 

@@ -271,7 +271,7 @@ fn check_server(text: &str, insecure: bool) -> Result<String, &'static str> {
 }
 
 /// The host of `HOST:PORT`; nothing else may stand there, least of all a password.
-fn host(authority: &str) -> Option<&str> {
+pub(super) fn host(authority: &str) -> Option<&str> {
     let (host, port) = authority.rsplit_once(':')?;
     port.parse::<u16>().ok()?;
     let name = host
@@ -284,7 +284,8 @@ fn host(authority: &str) -> Option<&str> {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host is this one, by its name or address.
+pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 

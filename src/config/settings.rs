@@ -4,6 +4,7 @@ use super::events::EventSettings;
 use super::metrics::MetricsSettings;
 use super::pools::PoolSettings;
 use super::report::{NatsSettings, ReportSettings};
+use super::traces::TraceSettings;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Hardware};
 use crate::model::nic::Attachment;
@@ -28,6 +29,8 @@ pub struct Config {
     pub log: LogSettings,
     /// `[metrics]`.
     pub metrics: MetricsSettings,
+    /// `[traces]`.
+    pub traces: TraceSettings,
     /// `[[pools]]`: at least one, exactly one of them the default.
     pub pools: Vec<PoolSettings>,
     /// `[images]`.
@@ -62,6 +65,7 @@ impl Default for Config {
             journal: JournalSettings::default(),
             log: LogSettings::default(),
             metrics: MetricsSettings::default(),
+            traces: TraceSettings::default(),
             pools: vec![PoolSettings::only_default(PathBuf::from(
                 "/var/lib/kvmlet/pool",
             ))],

@@ -4,10 +4,12 @@
 //! Invariant: every refusal is logged exactly once, here. Refusals are the
 //! caller's matter and logged at info; our own faults at error.
 
-use super::{caller, status};
+use super::{caller, status, trace};
 use crate::model::fault::Fault;
 use crate::model::ids::VmId;
 use crate::model::reason::Reason;
+use crate::model::request::Caller;
+use crate::spans;
 use futures_util::FutureExt;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -18,19 +20,20 @@ use tracing::{Instrument, Span, field};
 #[derive(Debug)]
 pub(super) struct Call {
     span: Span,
-    caller: String,
+    caller: Caller,
 }
 
 impl Call {
     /// Takes a request in: notes who calls what.
     pub(super) fn open<T>(rpc: &'static str, request: Request<T>) -> (Self, T) {
-        let caller = caller::name(&request);
-        let span = tracing::info_span!("call", rpc, vm_id = field::Empty, caller);
+        let name = caller::name(&request);
+        let (span, trace) = spans::call(rpc, &name, trace::parent(request.metadata()));
+        let caller = Caller { name, trace };
         (Self { span, caller }, request.into_inner())
     }
 
     /// Who calls.
-    pub(super) fn caller(&self) -> String {
+    pub(super) fn caller(&self) -> Caller {
         self.caller.clone()
     }
 
@@ -71,6 +74,7 @@ impl Call {
     fn answer<T>(self, worked: Result<T, Fault>) -> Result<Response<T>, Status> {
         worked.map(Response::new).map_err(|fault| {
             self.span.in_scope(|| log(&fault));
+            spans::failed(&self.span, fault.reason.as_str());
             status::refusal(&fault)
         })
     }

@@ -18,6 +18,7 @@ mod operation;
 mod refusals;
 mod server;
 mod status;
+mod trace;
 mod vm;
 mod volume;
 mod watch;

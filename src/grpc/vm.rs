@@ -5,6 +5,7 @@ use super::convert::{self, Asked, create, page, power, root, text, update};
 use super::edge::Edge;
 use crate::model::fault::Fault;
 use crate::model::ids::VmId;
+use crate::model::request::Caller;
 use crate::proto::v1 as wire;
 use crate::proto::v1::vm_service_server::VmService;
 use crate::service::vms;
@@ -22,7 +23,7 @@ impl VmCalls {
         rpc: &'static str,
         request: Request<T>,
         vm_id: fn(&T) -> &str,
-        read: fn(T, String) -> Result<Asked, Fault>,
+        read: fn(T, Caller) -> Result<Asked, Fault>,
     ) -> Answer<wire::Operation> {
         let (call, request) = Call::open(rpc, request);
         call.about(vm_id(&request));

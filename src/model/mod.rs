@@ -19,6 +19,7 @@ pub mod request;
 pub mod stop;
 pub mod tag;
 pub mod time;
+pub mod trace;
 pub mod view;
 pub mod vm;
 pub mod volume;

@@ -9,6 +9,7 @@ use super::orphan::Orphan;
 use super::request::{HealthCheck, ImportImage, VmChanges};
 use super::stop::{PowerOutcome, StopPolicy};
 use super::time::Timestamp;
+use super::trace::TraceParent;
 use super::vm::Vm;
 use super::volume::Volume;
 use serde::{Deserialize, Serialize};
@@ -54,12 +55,20 @@ pub struct Operation {
     /// Why it was asked to end early, if it was while it could.
     #[serde(default)]
     pub cancelled: Option<Fault>,
+    /// The span that it was asked for in, if one was.
+    #[serde(default)]
+    pub trace: Option<TraceParent>,
 }
 
 impl Operation {
     /// Whether it has ended.
     pub const fn ended(&self) -> bool {
         self.state.ended()
+    }
+
+    /// The id of the trace that it belongs to, for the log.
+    pub fn trace_id(&self) -> Option<String> {
+        self.trace.as_ref().map(TraceParent::trace_id_text)
     }
 }
 

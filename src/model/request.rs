@@ -10,10 +10,30 @@ use super::ids::{ImageId, NicId, RequestId, VmId, VolumeId};
 use super::image::ImageFormat;
 use super::nic::{Attachment, MacAddress, NicModel};
 use super::stop::OnTimeout;
+use super::trace::TraceParent;
 use super::volume::VolumeQos;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// His name, for the record.
+    pub name: String,
+    /// His span that this is asked in, if he has one.
+    pub trace: Option<TraceParent>,
+}
+
+impl Caller {
+    /// Someone who traces nothing.
+    pub fn untraced(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            trace: None,
+        }
+    }
+}
 
 /// Who asks, and how it may be told from a repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +42,8 @@ pub struct Envelope {
     pub request_id: Option<RequestId>,
     /// The generation that the caller has seen.
     pub expected_generation: Option<u64>,
-    /// Who asks, for the record.
-    pub caller: String,
+    /// Who asks.
+    pub caller: Caller,
     /// Check everything, change nothing.
     pub validate_only: bool,
 }

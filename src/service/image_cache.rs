@@ -20,7 +20,7 @@ use crate::model::ids::ImageId;
 use crate::model::image::{Image, ImageState};
 use crate::model::operation::OperationState;
 use crate::model::reason::Reason;
-use crate::model::request::Envelope;
+use crate::model::request::{Caller, Envelope};
 use crate::model::time::Timestamp;
 use crate::service::fault::chain;
 use crate::storage::{EntryKind, Removal};
@@ -232,7 +232,7 @@ async fn evict_image(core: &Arc<Core>, id: ImageId) -> Result<bool, Fault> {
     let envelope = Envelope {
         request_id: None,
         expected_generation: None,
-        caller: CALLER.to_owned(),
+        caller: Caller::untraced(CALLER),
         validate_only: false,
     };
     let operation = match images::delete(core, envelope, id).await {

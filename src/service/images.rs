@@ -22,6 +22,7 @@ use crate::model::image::{Image, ImageState};
 use crate::model::operation::{Intent, Operation, OperationResult, OperationState};
 use crate::model::reason::Reason;
 use crate::model::request::{Envelope, ImportImage};
+use crate::spans;
 use crate::storage::{ImageFile, ImageSource, SourcePolicy, UrlPrefix};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashSet};
@@ -489,7 +490,7 @@ pub fn begin(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
         known.current = Some(live.clone());
     }
     core.images.tell(id, Cause::operation(live.id()));
-    let span = tracing::info_span!("operation", image_id = %id, operation_id = %live.id());
+    let span = spans::operation(&live.get());
     let task = core.clone();
     core.tasks
         .spawn(async move { work(&task, id, live).await }.instrument(span));

@@ -17,6 +17,7 @@ use crate::model::fault::Fault;
 use crate::model::maintenance::Maintenance;
 use crate::model::operation::{Intent, Operation};
 use crate::model::request::{Envelope, SetMaintenance};
+use crate::spans;
 use serde_json::json;
 use std::sync::Arc;
 use tracing::Instrument;
@@ -96,7 +97,7 @@ pub fn resume(core: &Arc<Core>, operation: Operation) {
 }
 
 fn begin(core: &Arc<Core>, live: Arc<LiveOperation>) {
-    let span = tracing::info_span!("operation", operation_id = %live.id());
+    let span = spans::operation(&live.get());
     let task = core.clone();
     core.tasks
         .spawn(async move { work(&task, live).await }.instrument(span));

@@ -16,6 +16,7 @@ use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, RequestId};
 use crate::model::operation::{Operation, OperationState, RollbackState};
 use crate::model::reason::Reason;
+use crate::model::request::Caller;
 use crate::model::time::Timestamp;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -511,7 +512,7 @@ pub fn new_operation(
     intent: crate::model::operation::Intent,
     request: Value,
     request_id: Option<RequestId>,
-    caller: String,
+    caller: Caller,
 ) -> Operation {
     Operation {
         id: OperationId(Uuid::now_v7()),
@@ -524,7 +525,7 @@ pub fn new_operation(
         progress_percent: 0,
         request_id,
         request,
-        caller,
+        caller: caller.name,
         create_time: now(),
         start_time: None,
         end_time: None,
@@ -532,6 +533,7 @@ pub fn new_operation(
         result: None,
         power_outcome: None,
         cancelled: None,
+        trace: caller.trace,
     }
 }
 

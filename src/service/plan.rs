@@ -27,9 +27,11 @@ use crate::faultpoint::{self, Injected};
 use crate::model::fault::Fault;
 use crate::model::operation::{OperationState, RollbackState, StepRecord, StepState};
 use crate::model::reason::{Code, Reason};
+use crate::spans;
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::{Instrument, Span};
 
 /// How long a step waits for libvirt to come back before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -103,6 +105,14 @@ pub enum Ended {
 
 /// Runs a plan, or goes on with one that was cut off.
 pub async fn execute(run: &Run, plan: &Plan) -> Ended {
+    let ended = go_through(run, plan).await;
+    if let Ended::Failed(fault) | Ended::Cancelled(fault) = &ended {
+        spans::failed(&Span::current(), fault.reason.as_str());
+    }
+    ended
+}
+
+async fn go_through(run: &Run, plan: &Plan) -> Ended {
     let operation = &run.operation;
     let was_undoing = operation.get().rollback == RollbackState::RollingBack;
     let interrupted: Vec<StepRecord> = operation.get().steps.clone();
@@ -153,7 +163,9 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
         let cut_off = interrupted
             .get(index)
             .is_some_and(|step| step.state == StepState::Running);
-        match attempt(run, step.as_ref(), cut_off).await {
+        let span = spans::step(step.name());
+        let attempted = attempt(run, step.as_ref(), cut_off);
+        match in_span(span, attempted).await {
             Ok(state) => {
                 mark(run, index, state);
                 progress(run, index + 1, 0.0);
@@ -176,6 +188,15 @@ pub async fn execute(run: &Run, plan: &Plan) -> Ended {
         Ok(()) => Ended::Succeeded,
         Err(why) => undo(run, plan, plan.len(), why, false).await,
     }
+}
+
+/// Does a part of an operation in a span of its own.
+async fn in_span<T>(span: Span, part: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let done = part.instrument(span.clone()).await;
+    if let Err(fault) = &done {
+        spans::failed(&span, fault.reason.as_str());
+    }
+    done
 }
 
 /// Measures, acts, and where the outcome is not known, measures again.
@@ -337,7 +358,7 @@ fn done_before(run: &Run, plan: &Plan, index: usize) -> Vec<&'static str> {
 async fn undo_step(run: &Run, step: &dyn Step) -> Option<Result<Undone, Fault>> {
     let mut tries = 0;
     loop {
-        let undone = undo_once(run, step).await;
+        let undone = in_span(spans::undo(step.name()), undo_once(run, step)).await;
         let Err(fault) = &undone else {
             return Some(undone);
         };

@@ -512,6 +512,7 @@ fn stand_in(
         result: None,
         power_outcome: None,
         cancelled: None,
+        trace: None,
     }
 }
 

@@ -7,7 +7,7 @@ use super::domains::console_log;
 use super::fault::chain;
 use super::{host, image_cache, node, secrets, vms};
 use crate::model::ids::VmId;
-use crate::model::request::{Envelope, VmRequest};
+use crate::model::request::{Caller, Envelope, VmRequest};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
@@ -154,7 +154,7 @@ async fn expunge_expired(core: &Arc<Core>, tried: &mut HashSet<VmId>) {
         let envelope = Envelope {
             request_id: None,
             expected_generation: Some(vm.generation),
-            caller: CALLER.to_owned(),
+            caller: Caller::untraced(CALLER),
             validate_only: false,
         };
         if let Err(fault) = vms::request(core, Some(vm.id), envelope, VmRequest::ExpungeVm).await {

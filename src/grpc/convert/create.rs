@@ -2,7 +2,7 @@
 
 use super::{Asked, envelope, hardware, invalid, nic, required, text, volume};
 use crate::model::fault::Fault;
-use crate::model::request::{CreateVm, NewNic, NewVolume, VmRequest};
+use crate::model::request::{Caller, CreateVm, NewNic, NewVolume, VmRequest};
 use crate::model::tag;
 use crate::proto::v1 as wire;
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ const NICS: usize = 16;
 /// Reads a CreateVm request.
 pub(in super::super) fn create_vm(
     given: wire::CreateVmRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     let envelope = envelope(&given.request_id, None, given.validate_only, caller)?;
     let create = CreateVm {

@@ -5,7 +5,7 @@ use super::{envelope, invalid, power, text};
 use crate::model::fault::Fault;
 use crate::model::hardware::Firmware;
 use crate::model::maintenance::Maintenance;
-use crate::model::request::{Envelope, SetMaintenance};
+use crate::model::request::{Caller, Envelope, SetMaintenance};
 use crate::proto::v1 as wire;
 use crate::service::host::{CpuChoice, CpuSupport, HostView, HugePages};
 use crate::service::node::NodeView;
@@ -13,7 +13,7 @@ use crate::service::node::NodeView;
 /// Reads a SetMaintenance request.
 pub(in super::super) fn set_maintenance(
     given: wire::SetMaintenanceRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<(Envelope, SetMaintenance), Fault> {
     let envelope = envelope(&given.request_id, None, false, caller)?;
     let message = text::line("message", given.message, text::LINE)?;
@@ -136,7 +136,7 @@ mod tests {
     use crate::model::reason::Reason;
 
     fn read(given: wire::SetMaintenanceRequest) -> Result<SetMaintenance, Fault> {
-        set_maintenance(given, "test".to_owned()).map(|(_, wish)| wish)
+        set_maintenance(given, Caller::untraced("test")).map(|(_, wish)| wish)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::{envelope, invalid, text, unknown_value};
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
 use crate::model::image::{Image, ImageFormat, ImageState};
-use crate::model::request::{Envelope, ImportImage};
+use crate::model::request::{Caller, Envelope, ImportImage};
 use crate::proto::v1 as wire;
 
 /// Characters of a path or URL.
@@ -14,7 +14,7 @@ const SOURCE: usize = 4096;
 /// Reads an ImportImage request.
 pub(in super::super) fn import_image(
     given: wire::ImportImageRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<(Envelope, ImportImage), Fault> {
     let envelope = envelope(&given.request_id, None, false, caller)?;
     let import = ImportImage {
@@ -40,7 +40,7 @@ pub(in super::super) fn import_image(
 /// Reads a DeleteImage request.
 pub(in super::super) fn delete_image(
     given: &wire::DeleteImageRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<(Envelope, ImageId), Fault> {
     let envelope = envelope(&given.request_id, None, given.validate_only, caller)?;
     Ok((envelope, text::required_id("image_id", &given.image_id)?))

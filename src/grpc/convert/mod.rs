@@ -28,7 +28,7 @@ pub(super) mod volume;
 use crate::model::fault::Fault;
 use crate::model::ids::VmId;
 use crate::model::reason::Reason;
-use crate::model::request::{Envelope, VmRequest};
+use crate::model::request::{Caller, Envelope, VmRequest};
 
 /// What is asked of a VM, by whom.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ fn envelope(
     request_id: &str,
     expected_generation: Option<u64>,
     validate_only: bool,
-    caller: String,
+    caller: Caller,
 ) -> Result<Envelope, Fault> {
     Ok(Envelope {
         request_id: text::id("request_id", request_id)?,

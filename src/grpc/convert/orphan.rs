@@ -6,7 +6,7 @@ use super::{envelope, required, text};
 use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, OrphanId};
 use crate::model::orphan::{Orphan, OrphanKind};
-use crate::model::request::Envelope;
+use crate::model::request::{Caller, Envelope};
 use crate::model::time::Timestamp;
 use crate::proto::v1 as wire;
 use crate::service::orphans::age;
@@ -48,7 +48,7 @@ pub(in super::super) fn page(all: &[Orphan], asked: &Asked) -> wire::ListOrphans
 /// Reads a DeleteOrphan request.
 pub(in super::super) fn delete(
     given: &wire::DeleteOrphanRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<(Envelope, OrphanId, u64), Fault> {
     let envelope = envelope(&given.request_id, None, false, caller)?;
     let id = text::required_id("orphan_id", &given.orphan_id)?;

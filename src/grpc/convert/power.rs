@@ -2,7 +2,7 @@
 
 use super::{Asked, envelope, invalid, required, text, time, unknown_value};
 use crate::model::fault::Fault;
-use crate::model::request::{PowerState, StopWish, VmRequest};
+use crate::model::request::{Caller, PowerState, StopWish, VmRequest};
 use crate::model::stop::OnTimeout;
 use crate::proto::v1 as wire;
 
@@ -10,7 +10,7 @@ use crate::proto::v1 as wire;
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident $wire:ident $model:ident;)*) => { $(
         $(#[$doc])*
-        pub(in super::super) fn $name(given: wire::$wire, caller: String) -> Result<Asked, Fault> {
+        pub(in super::super) fn $name(given: wire::$wire, caller: Caller) -> Result<Asked, Fault> {
             Ok(Asked {
                 envelope: envelope(&given.request_id, given.expected_generation, false, caller)?,
                 vm_id: Some(text::required_id("vm_id", &given.vm_id)?),
@@ -38,7 +38,7 @@ plain! {
 /// Reads a StartVm request.
 pub(in super::super) fn start_vm(
     given: wire::StartVmRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     Ok(Asked {
         envelope: envelope(&given.request_id, given.expected_generation, false, caller)?,
@@ -52,7 +52,7 @@ pub(in super::super) fn start_vm(
 /// Reads a StopVm request.
 pub(in super::super) fn stop_vm(
     given: wire::StopVmRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     Ok(Asked {
         envelope: envelope(&given.request_id, given.expected_generation, false, caller)?,
@@ -67,7 +67,7 @@ pub(in super::super) fn stop_vm(
 /// Reads a SetVmPowerState request.
 pub(in super::super) fn set_vm_power_state(
     given: wire::SetVmPowerStateRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     let field = "power_state";
     let power_state = match wire::PowerState::try_from(given.power_state)
@@ -91,7 +91,7 @@ pub(in super::super) fn set_vm_power_state(
 /// Reads a DeleteVm request.
 pub(in super::super) fn delete_vm(
     given: wire::DeleteVmRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     let (generation, validate_only) = (given.expected_generation, given.validate_only);
     Ok(Asked {
@@ -107,7 +107,7 @@ pub(in super::super) fn delete_vm(
 /// Reads an ExpungeVm request.
 pub(in super::super) fn expunge_vm(
     given: wire::ExpungeVmRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     let (generation, validate_only) = (given.expected_generation, given.validate_only);
     Ok(Asked {

@@ -3,14 +3,14 @@
 use super::power::stop_policy;
 use super::{Asked, envelope, invalid, required, text, time, unknown_value, volume};
 use crate::model::fault::Fault;
-use crate::model::request::{HealthCheck, HealthSign, ReplaceRoot, SizePolicy, VmRequest};
+use crate::model::request::{Caller, HealthCheck, HealthSign, ReplaceRoot, SizePolicy, VmRequest};
 use crate::model::tag;
 use crate::proto::v1 as wire;
 
 /// Reads a ReplaceRootVolume request.
 pub(in super::super) fn replace_root(
     given: wire::ReplaceRootVolumeRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     let (generation, validate_only) = (given.expected_generation, given.validate_only);
     let envelope = envelope(&given.request_id, generation, validate_only, caller)?;
@@ -40,7 +40,7 @@ pub(in super::super) fn replace_root(
 /// Reads a RevertRootVolume request.
 pub(in super::super) fn revert_root(
     given: wire::RevertRootVolumeRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     let (generation, validate_only) = (given.expected_generation, given.validate_only);
     Ok(Asked {

@@ -2,13 +2,13 @@
 
 use super::{Asked, envelope, hardware, invalid, required, text};
 use crate::model::fault::Fault;
-use crate::model::request::{HardwareWish, VmChanges, VmRequest};
+use crate::model::request::{Caller, HardwareWish, VmChanges, VmRequest};
 use crate::proto::v1 as wire;
 
 /// Reads an UpdateVm request.
 pub(in super::super) fn update_vm(
     given: wire::UpdateVmRequest,
-    caller: String,
+    caller: Caller,
 ) -> Result<Asked, Fault> {
     let envelope = envelope(&given.request_id, given.expected_generation, false, caller)?;
     let vm = given.vm.ok_or_else(|| required("vm"))?;

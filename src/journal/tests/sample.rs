@@ -12,6 +12,7 @@ use crate::model::operation::{
 };
 use crate::model::request::{CreateVm, HardwareWish, NewVolume};
 use crate::model::time::Timestamp;
+use crate::model::trace::TraceParent;
 use crate::model::vm::{Hypervisor, Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment, VolumeFormat, VolumeKind, VolumeQos};
 use std::collections::BTreeMap;
@@ -164,6 +165,7 @@ pub(super) fn operation(create_time: u64) -> Operation {
         result: None,
         power_outcome: None,
         cancelled: None,
+        trace: TraceParent::new(7, 8, true).map(|parent| parent.with_state("vendor=1")),
     }
 }
 

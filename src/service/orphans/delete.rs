@@ -15,9 +15,10 @@ use crate::service::operations::{Claim, LiveOperation, new_operation};
 use crate::service::plan::{self, Plan, Run};
 use crate::service::plans;
 use crate::service::repeat::fingerprint;
+use crate::spans;
 use serde_json::json;
 use std::sync::Arc;
-use tracing::Instrument;
+use tracing::{Instrument, field};
 
 /// Deletes an orphan; `generation` is as it was listed.
 ///
@@ -78,7 +79,8 @@ async fn decide(
 /// Runs the plan of an orphan's removal on a task of its own.
 pub fn begin(core: &Arc<Core>, orphan: &Orphan, live: Arc<LiveOperation>) {
     core.orphans.live().insert(orphan.id, live.clone());
-    let span = tracing::info_span!("operation", orphan_id = %orphan.id, operation_id = %live.id());
+    let span = spans::operation(&live.get());
+    span.record("orphan_id", field::display(orphan.id));
     let (task, orphan) = (core.clone(), orphan.clone());
     core.tasks
         .spawn(async move { work(&task, &orphan, live).await }.instrument(span));

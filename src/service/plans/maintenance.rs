@@ -7,7 +7,7 @@ use crate::model::ids::{OperationId, VmId};
 use crate::model::maintenance::Maintenance;
 use crate::model::operation::Operation;
 use crate::model::reason::{Code, Reason};
-use crate::model::request::{Envelope, StopWish, VmRequest};
+use crate::model::request::{Caller, Envelope, StopWish, VmRequest};
 use crate::model::stop::{OnTimeout, StopPolicy};
 use crate::service::core::Core;
 use crate::service::fault::internal;
@@ -185,10 +185,14 @@ async fn stop(run: &Run, policy: StopPolicy, id: VmId) -> Result<Stopped, Fault>
         if !core.vms.get(id).is_ok_and(|view| view.claims_host()) {
             return Ok(Stopped::Yes);
         }
+        let operation = run.operation.get();
         let envelope = Envelope {
             request_id: None,
             expected_generation: None,
-            caller: run.operation.get().caller.clone(),
+            caller: Caller {
+                name: operation.caller.clone(),
+                trace: operation.trace.clone(),
+            },
             validate_only: false,
         };
         let request = VmRequest::StopVm {

@@ -164,6 +164,7 @@ mod tests {
     use super::*;
     use crate::model::bytes::Bytes;
     use crate::model::ids::VolumeId;
+    use crate::model::request::Caller;
     use crate::model::volume::Volume;
     use crate::service::operations::new_operation;
     use std::time::Duration;
@@ -217,7 +218,7 @@ mod tests {
             stop: Some(StopPolicy::Force),
             start_after: true,
         };
-        let operation = new_operation(intent, serde_json::Value::Null, None, String::new());
+        let operation = new_operation(intent, serde_json::Value::Null, None, Caller::untraced(""));
         let plan = super::super::change(&vm, &operation, Beyond::default());
         let items: Vec<_> = plan
             .items
@@ -263,7 +264,7 @@ mod tests {
             start_after: false,
             health_check: None,
         };
-        let operation = new_operation(intent, serde_json::Value::Null, None, String::new());
+        let operation = new_operation(intent, serde_json::Value::Null, None, Caller::untraced(""));
         let chosen = new_root.id.to_string();
         for id_given in [true, false] {
             let beyond = Beyond {

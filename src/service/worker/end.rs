@@ -13,6 +13,7 @@ use crate::service::ending;
 use crate::service::operations::{LiveOperation, now};
 use crate::service::plan::{self, Ended, Plan, Run};
 use crate::service::plans;
+use crate::spans;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::Instrument;
@@ -31,6 +32,7 @@ impl Worker {
             vm_id = %self.cell.id,
             operation_id = %operation.id,
             kind = operation.intent.kind().as_str(),
+            trace_id = operation.trace_id(),
             "operation begins"
         );
         let run = Run {
@@ -42,12 +44,7 @@ impl Worker {
             drop(live.pass_point_of_no_return());
         }
         // A task of its own, so that a plan that panics is only a failed plan.
-        let span = tracing::info_span!(
-            "operation",
-            vm_id = %self.cell.id,
-            operation_id = %operation.id,
-            kind = operation.intent.kind().as_str()
-        );
+        let span = spans::operation(&operation);
         let work = async move {
             match plan {
                 // Of an operation of a former run: nothing can be measured yet.
@@ -261,14 +258,16 @@ const fn leads_to(intent: &Intent) -> Option<Resting> {
 
 fn log_end(operation: &Operation) {
     let (id, kind) = (operation.id, operation.intent.kind().as_str());
+    let trace_id = operation.trace_id();
     match &operation.error {
-        None => tracing::info!(operation_id = %id, kind, "operation succeeded"),
+        None => tracing::info!(operation_id = %id, kind, trace_id, "operation succeeded"),
         Some(fault) if fault.reason == Reason::Internal => {
-            tracing::error!(operation_id = %id, kind, reason = fault.reason.as_str(), "operation failed");
+            tracing::error!(operation_id = %id, kind, trace_id, reason = fault.reason.as_str(), "operation failed");
         }
         Some(fault) => tracing::warn!(
             operation_id = %id,
             kind,
+            trace_id,
             reason = fault.reason.as_str(),
             rollback = ?operation.rollback,
             "operation did not succeed"

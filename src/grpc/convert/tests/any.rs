@@ -3,6 +3,7 @@
 
 use crate::grpc::convert::{Asked, create, image, operation, page, power, root, update};
 use crate::model::fault::Fault;
+use crate::model::request::Caller;
 use crate::proto::v1 as wire;
 use proptest::prelude::*;
 use prost::Message;
@@ -155,10 +156,10 @@ fn request<M: Message + Default>(name: &str, seed: u64) -> M {
 fn the_made_messages_are_not_all_refused() {
     fn taken<M: Message + Default>(
         name: &str,
-        read: fn(M, String) -> Result<Asked, Fault>,
+        read: fn(M, Caller) -> Result<Asked, Fault>,
     ) -> usize {
         (0..500)
-            .filter(|seed| read(request(name, *seed), String::new()).is_ok())
+            .filter(|seed| read(request(name, *seed), Caller::untraced("")).is_ok())
             .count()
     }
     for (name, taken) in [
@@ -204,11 +205,11 @@ fn check(name: &str, result: Result<(), Fault>) {
 fn convert<M: Message + Default>(
     name: &str,
     seed: u64,
-    read: fn(M, String) -> Result<Asked, Fault>,
+    read: fn(M, Caller) -> Result<Asked, Fault>,
 ) {
     check(
         name,
-        read(request(name, seed), "uid:0".to_owned()).map(drop),
+        read(request(name, seed), Caller::untraced("uid:0")).map(drop),
     );
 }
 
@@ -229,7 +230,7 @@ proptest! {
         convert("ReplaceRootVolumeRequest", seed, root::replace_root);
         convert("RevertRootVolumeRequest", seed, root::revert_root);
         let import = request("ImportImageRequest", seed);
-        check("ImportImageRequest", image::import_image(import, String::new()).map(drop));
+        check("ImportImageRequest", image::import_image(import, Caller::untraced("")).map(drop));
         let list: wire::ListOperationsRequest = request("ListOperationsRequest", seed);
         check("ListOperationsRequest", operation::query(&list).map(drop));
     }

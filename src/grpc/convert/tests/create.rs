@@ -6,7 +6,7 @@ use crate::model::fault::Fault;
 use crate::model::hardware::{Accelerator, Cpu, Firmware};
 use crate::model::nic::{Attachment, NicModel};
 use crate::model::reason::Reason;
-use crate::model::request::{CreateVm, HardwareWish, VmRequest};
+use crate::model::request::{Caller, CreateVm, HardwareWish, VmRequest};
 use crate::proto::v1 as wire;
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ fn wire_create() -> wire::CreateVmRequest {
 fn read_create(change: impl FnOnce(&mut wire::CreateVmRequest)) -> Result<CreateVm, Fault> {
     let mut given = wire_create();
     change(&mut given);
-    match create::create_vm(given, "uid:0".to_owned())?.request {
+    match create::create_vm(given, Caller::untraced("uid:0"))?.request {
         VmRequest::CreateVm(create) => Ok(*create),
         other => panic!("{other:?}"),
     }

@@ -163,6 +163,7 @@ fn ended(id: Uuid) -> Operation {
         result: Some(OperationResult::Vm(Box::new(record(Resting::Running)))),
         power_outcome: None,
         cancelled: None,
+        trace: None,
     }
 }
 

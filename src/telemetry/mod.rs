@@ -1,16 +1,23 @@
-//! Where log events go.
+//! Where log events and spans go.
 //!
 //! Under systemd they go to the system's journal with their fields, so that
 //! `journalctl KVMLET_VM_ID=…` finds them; else they are lines on stderr.
+//! Spans go to a collector as well, if one is configured.
 //! It sets up the process-wide subscriber once and decides nothing about what
 //! is logged; that no secret is, is up to those who log.
 
-use crate::config::{LogSettings, LogTarget};
+mod export;
+
+use crate::config::{LogSettings, LogTarget, TraceSettings};
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::ffi::OsStr;
 use std::io::IsTerminal;
-use tracing_subscriber::EnvFilter;
+use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+use uuid::Uuid;
 
 /// Prefix of the fields in the system's journal: `KVMLET_VM_ID`.
 const FIELD_PREFIX: &str = "KVMLET";
@@ -24,32 +31,66 @@ pub enum TelemetryError {
     /// The system's journal can't be reached.
     #[error("the system's journal can't be reached")]
     Journald(#[source] std::io::Error),
+    /// The collector's address is none; the configuration refuses such values.
+    #[error("traces can't be sent to the collector")]
+    Collector(#[from] ExporterBuildError),
     /// The process has a subscriber already.
     #[error("the log is set up already")]
     Twice(#[from] TryInitError),
 }
 
-/// Sends all log events of this process where the settings say. To be called
-/// once, before anything is logged.
+/// Spans that are not sent yet.
+#[must_use]
+pub struct Spans(Option<SdkTracerProvider>);
+
+impl Spans {
+    /// Sends what has ended, and takes no more. Blocks, for `patience` at most.
+    pub fn end(self, patience: Duration) {
+        if let Some(provider) = self.0
+            && let Err(error) = provider.shutdown_with_timeout(patience)
+        {
+            tracing::warn!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+/// Sends all log events and spans of this process where the settings say, spans in
+/// the name of `node`. To be called once, before anything is logged; with a
+/// collector, where tokio's runtime is entered.
 ///
 /// # Errors
 /// If the journal was asked for by name and can't be reached, or at the second
-/// call.
-pub fn start(settings: &LogSettings) -> Result<(), TelemetryError> {
-    let registry = tracing_subscriber::registry().with(EnvFilter::try_new(&settings.level)?);
-    if goes_to_journald(settings.target) {
+/// call. Never because a collector is away.
+pub fn start(
+    log: &LogSettings,
+    traces: &TraceSettings,
+    node: Option<Uuid>,
+) -> Result<Spans, TelemetryError> {
+    let provider = match &traces.endpoint {
+        Some(endpoint) => Some(export::provider(endpoint, traces, node)?),
+        None => None,
+    };
+    let mut layers = vec![lines(log)?];
+    layers.extend(provider.as_ref().map(export::layer));
+    tracing_subscriber::registry().with(layers).try_init()?;
+    Ok(Spans(provider))
+}
+
+/// The log.
+fn lines(settings: &LogSettings) -> Result<Box<dyn Layer<Registry> + Send + Sync>, TelemetryError> {
+    let filter = EnvFilter::try_new(&settings.level)?;
+    Ok(if goes_to_journald(settings.target) {
         let layer = tracing_journald::layer()
             .map_err(TelemetryError::Journald)?
             .with_field_prefix(Some(FIELD_PREFIX.to_owned()))
             .with_syslog_identifier("kvmlet".to_owned());
-        registry.with(layer).try_init()?;
+        layer.with_filter(filter).boxed()
     } else {
         let layer = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal());
-        registry.with(layer).try_init()?;
-    }
-    Ok(())
+        layer.with_filter(filter).boxed()
+    })
 }
 
 fn goes_to_journald(target: LogTarget) -> bool {
@@ -95,10 +136,12 @@ mod tests {
             level: "error".to_owned(),
             target: LogTarget::Stderr,
         };
+        let traces = TraceSettings::default();
+        let start = || start(&settings, &traces, None);
         assert!(matches!(
-            start(&settings),
-            Ok(()) | Err(TelemetryError::Twice(_))
+            start(),
+            Ok(Spans(None)) | Err(TelemetryError::Twice(_))
         ));
-        assert!(matches!(start(&settings), Err(TelemetryError::Twice(_))));
+        assert!(matches!(start(), Err(TelemetryError::Twice(_))));
     }
 }
