@@ -14,11 +14,13 @@ use tokio::time::timeout;
 use virt::connect::Connect;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Events that may wait to be looked at; one is caused at a time.
+const WAITING: usize = 64;
 /// Events before those that count.
 const WARM_UP: usize = 10;
 
 pub(crate) async fn compare(api: &Api, uri: &str, vm: &str, count: usize) -> Result<(), Failure> {
-    let (bare, mut heard_bare) = mpsc::unbounded_channel();
+    let (bare, mut heard_bare) = mpsc::channel(WAITING);
     let id: kvmlet::model::ids::VmId = vm.parse()?;
     let parsed = uri.parse()?;
     let callbacks = Callbacks {
@@ -26,12 +28,12 @@ pub(crate) async fn compare(api: &Api, uri: &str, vm: &str, count: usize) -> Res
             let halted = matches!(event.what, DomainChange::Suspended(_));
             if event.id == id && (halted || event.what == DomainChange::Resumed) {
                 // The receiver ends with the bench.
-                let _ = bare.send((halted, Instant::now()));
+                let _ = bare.try_send((halted, Instant::now()));
             }
         }),
         on_close: Arc::new(|_| {}),
     };
-    let host = tokio::task::spawn_blocking(move || Host::open(&parsed, 1, callbacks)).await??;
+    let host = tokio::task::block_in_place(|| Host::open(&parsed, 1, callbacks))?;
 
     let request = WatchEventsRequest {
         filter: Some(EventFilter {
@@ -42,13 +44,13 @@ pub(crate) async fn compare(api: &Api, uri: &str, vm: &str, count: usize) -> Res
         ..Default::default()
     };
     let mut stream = api.nodes().watch_events(request).await?.into_inner();
-    let (watcher, mut heard_watcher) = mpsc::unbounded_channel();
+    let (watcher, mut heard_watcher) = mpsc::channel(WAITING);
     let reader = tokio::spawn(async move {
         while let Ok(Some(element)) = stream.message().await {
             if let Some(Event::Vm(vm)) = element.event
                 && matches!(vm.state(), VmState::Paused | VmState::Running)
             {
-                let _ = watcher.send((vm.state() == VmState::Paused, Instant::now()));
+                let _ = watcher.try_send((vm.state() == VmState::Paused, Instant::now()));
             }
         }
     });
@@ -93,7 +95,7 @@ pub(crate) async fn compare(api: &Api, uri: &str, vm: &str, count: usize) -> Res
 }
 
 async fn heard(
-    from: &mut mpsc::UnboundedReceiver<(bool, Instant)>,
+    from: &mut mpsc::Receiver<(bool, Instant)>,
     halt: bool,
     who: &str,
 ) -> Result<Instant, Failure> {

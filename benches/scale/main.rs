@@ -41,6 +41,9 @@ use tonic::transport::{Channel, Endpoint};
 /// Callers that make VMs at once.
 const MAKERS: usize = 8;
 
+/// Further configuration: the simulated host has 3 GiB.
+const MORE: &str = "memory_overcommit = 10.0\n";
+
 /// How much of everything.
 struct Sizes {
     rounds: usize,
@@ -103,7 +106,7 @@ async fn on_host(
     half_running: bool,
     sizes: &Sizes,
 ) -> Result<(), Failure> {
-    host.start_kvmlet_on(uri, "")?;
+    host.start_kvmlet_on(uri, MORE)?;
     let api = Api::connect(host).await?;
     let begin = Instant::now();
     let image = api.import(host).await?;

@@ -2,7 +2,7 @@
 //! while nothing is to be done.
 
 use crate::host::{Failure, Host};
-use crate::{Api, Sizes, ms, status};
+use crate::{Api, MORE, Sizes, ms, status};
 use kvmlet::proto::v1::WatchEventsRequest;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ pub(crate) async fn measure(
     sizes: &Sizes,
 ) -> Result<(), Failure> {
     let begin = Instant::now();
-    host.start_kvmlet_on(uri, "")?;
+    host.start_kvmlet_on(uri, MORE)?;
     let api = Api::connect(host).await?;
     println!(
         "  from start to ready with {count} VMs    {:>8.0} ms",
