@@ -78,7 +78,8 @@ impl Worker {
             tracing::info!(operation_id = %live.id(), "operation is left to the next start");
             return Fate::Stays;
         };
-        self.look().await;
+        // What is seen is recorded with the operation's end.
+        self.see().await;
         let succeeded = operation.state == OperationState::Succeeded;
         let settled = match self.cell.vm() {
             Ok(vm) => plans::settle(vm, &operation, succeeded),

@@ -137,11 +137,19 @@ impl Worker {
         self.running.is_none() && self.cell.view().vm.is_none()
     }
 
-    /// Looks at the domain and publishes what is seen.
+    /// Looks at the domain, publishes what is seen, and makes it durable.
     async fn look(&self) {
+        if self.see().await {
+            self.record_seen().await;
+        }
+    }
+
+    /// Looks at the domain and publishes what is seen. Returns whether the VM's
+    /// state has changed.
+    async fn see(&self) -> bool {
         let id = self.cell.id;
         if self.cell.view().vm.is_none() {
-            return;
+            return false;
         }
         self.cell.untouch();
         let found = match self
@@ -153,7 +161,7 @@ impl Worker {
             Ok(found) => found,
             Err(_) if !self.core.hypervisor.is_up() => {
                 self.cell.change(|view| view.away = true);
-                return;
+                return false;
             }
             Err(fault) => {
                 // What is not known is shown as last seen, and looked at again.
@@ -163,15 +171,13 @@ impl Worker {
                     cell.touch();
                 });
                 tracing::warn!(vm_id = %id, error = chain(&fault), "a VM could not be looked at");
-                return;
+                return false;
             }
         };
         let changed = self.cell.observe(domains::observed(found), now());
         self.look_at_display().await;
         self.cell.note_look();
-        if changed {
-            self.record_seen().await;
-        }
+        changed
     }
 
     /// Reads where the display listens, once for each time the VM has power.
