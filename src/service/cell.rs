@@ -26,7 +26,8 @@ pub struct Cell {
     /// The VM.
     pub id: VmId,
     feed: Arc<Feed>,
-    inner: Mutex<View>,
+    /// The same that is published.
+    inner: Mutex<Arc<View>>,
     view: watch::Sender<Arc<View>>,
     dirty: AtomicBool,
     bell: Notify,
@@ -43,10 +44,11 @@ const RESTART: Duration = Duration::from_secs(300);
 impl Cell {
     /// A cell with what is known at first, and the feed that its changes go to.
     pub fn new(id: VmId, first: View, feed: Arc<Feed>) -> Self {
+        let first = Arc::new(first);
         Self {
             id,
             feed,
-            view: watch::Sender::new(Arc::new(first.clone())),
+            view: watch::Sender::new(first.clone()),
             inner: Mutex::new(first),
             dirty: AtomicBool::new(false),
             bell: Notify::new(),
@@ -90,13 +92,15 @@ impl Cell {
     pub fn change(&self, change: impl FnOnce(&mut View)) {
         let mut inner = self.lock();
         let before = inner.clone();
-        change(&mut inner);
-        let vm = inner.vm.as_ref();
+        let mut next = View::clone(&before);
+        change(&mut next);
+        let vm = next.vm.as_ref();
         if !vm.is_some_and(|vm| vm.seen.resting.has_power()) {
-            inner.addresses.clear();
+            next.addresses.clear();
         }
-        if *inner != before {
-            let after = Arc::new(inner.clone());
+        if next != *before {
+            let after = Arc::new(next);
+            *inner = after.clone();
             if let Some((id, OperationKind::RebootVm | OperationKind::ResetVm)) = after.current
                 && before.current != after.current
             {
@@ -230,7 +234,7 @@ impl Cell {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, View> {
+    fn lock(&self) -> MutexGuard<'_, Arc<View>> {
         lock(&self.inner)
     }
 }

@@ -44,7 +44,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 /// Events that are kept in memory for those who follow closely.
-const RING: usize = 1024;
+const RING: usize = 512;
 /// Events that may wait for the journal at once, so that those of a whole host at
 /// once leave room for requests; what comes on top is told a little later.
 const WAITING: usize = 512;

@@ -57,6 +57,8 @@ pub struct Reader {
     at: u64,
     head: watch::Receiver<u64>,
     ready: VecDeque<Item>,
+    /// What of a snapshot is still to come, and where it was taken.
+    snapshot: Option<(Position, VecDeque<What>)>,
     bookmark: Instant,
     begin: Option<Begin>,
 }
@@ -88,6 +90,7 @@ impl Reader {
             at,
             head,
             ready: VecDeque::new(),
+            snapshot: None,
             // The first says that it has caught up.
             bookmark: Instant::now(),
             begin,
@@ -107,6 +110,17 @@ impl Reader {
         loop {
             if let Some(item) = self.ready.pop_front() {
                 return Ok(item);
+            }
+            if let Some((at, left)) = &mut self.snapshot {
+                let at = *at;
+                match left.pop_front() {
+                    Some(what) => self.add(at, what),
+                    None => {
+                        self.snapshot = None;
+                        return Ok(Item::SnapshotEnd(at));
+                    }
+                }
+                continue;
             }
             match self.begin {
                 Some(Begin::Snapshot { forced }) => {
@@ -178,35 +192,33 @@ impl Reader {
     }
 
     /// Takes the state of everything. The position is read first, so that what
-    /// changes meanwhile is told again after it.
+    /// changes meanwhile is told again after it. Things are shared, not copied.
     fn take_snapshot(&mut self, forced: bool) {
         let at = self.core.feed.position();
         self.at = at.revision;
         self.ready.push_back(Item::SnapshotBegin { at, forced });
-        for view in self.core.vms.list() {
-            let labels = view.vm.as_ref().map(|vm| Arc::new(vm.labels.clone()));
-            self.add(at, What::Vm(view), labels.unwrap_or_default());
-        }
-        for image in self.core.images.list() {
-            self.add(at, What::Image(Arc::new(image)), Arc::default());
-        }
-        for live in self.core.operations.all_live() {
-            let operation = live.get();
-            let labels = operation
-                .vm_id
-                .and_then(|id| self.core.vms.get(id).ok())
-                .and_then(|view| view.vm.as_ref().map(|vm| Arc::new(vm.labels.clone())));
-            self.add(at, What::Operation(operation), labels.unwrap_or_default());
-        }
-        self.ready.push_back(Item::SnapshotEnd(at));
+        let vms = self.core.vms.list().into_iter().map(What::Vm);
+        let images = self.core.images.list().into_iter().map(Arc::new);
+        let live = self.core.operations.all_live();
+        let operations = live.iter().map(|live| What::Operation(live.get()));
+        let all = vms.chain(images.map(What::Image)).chain(operations);
+        self.snapshot = Some((at, all.collect()));
     }
 
-    fn add(&mut self, at: Position, what: What, labels: crate::model::event::Labels) {
+    fn add(&mut self, at: Position, what: What) {
+        let labels = match &what {
+            What::Vm(view) => view.vm.as_ref().map(|vm| Arc::new(vm.labels.clone())),
+            What::Operation(operation) => operation
+                .vm_id
+                .and_then(|id| self.core.vms.get(id).ok())
+                .and_then(|view| view.vm.as_ref().map(|vm| Arc::new(vm.labels.clone()))),
+            What::VmExpunged(_) | What::Image(_) | What::ImageDeleted(_) => None,
+        };
         let change = Change {
             time: now(),
             cause: None,
             what,
-            labels,
+            labels: labels.unwrap_or_default(),
             former_labels: None,
         };
         if self.filter.wants(&change) {
