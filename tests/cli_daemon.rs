@@ -275,6 +275,42 @@ async fn maintenance_begins_and_ends_on_command() {
 }
 
 #[tokio::test]
+async fn events_are_lines_for_people_and_for_scripts_and_go_on_after_a_point() {
+    let daemon = Daemon::simulated().await;
+    let cli = Cli(&daemon);
+    cli.import();
+    cli.run(&format!("vm create web1 {SMALL} --start")).done();
+    let lines = |text: &str| -> Vec<Value> {
+        let lines = text.lines().map(serde_json::from_str::<Value>);
+        lines.map(|line| line.expect("one object each")).collect()
+    };
+    let told = cli.run("-o json events --snapshot --no-follow").done();
+    let told = lines(&told);
+    assert_eq!(told[0]["snapshot"]["end"], false);
+    assert_eq!(told[told.len() - 1]["snapshot"]["end"], true);
+    let vms = told.iter().filter(|event| event["vm"]["name"] == "web1");
+    assert_eq!(vms.count(), 1);
+
+    let (epoch, revision) = (&told[0]["epoch"], &told[0]["revision"]);
+    let after = format!(
+        "{}/{}",
+        epoch.as_str().unwrap(),
+        revision.as_str().expect("64 bits are text in JSON")
+    );
+    cli.run("vm pause web1").done();
+    let since = format!("events --after {after} --no-follow --vm web1 --kind vm");
+    let told = cli.run(&since).done();
+    let last = told.lines().last().expect("it was paused");
+    assert!(last.contains("operation 01"), "{last}");
+    assert!(last.contains("web1 PAUSED"), "{last}");
+    let told = lines(&cli.run(&format!("-o json {since}")).done());
+    let ended = &told[told.len() - 1];
+    assert!(ended["bookmark"].is_object(), "{ended}");
+    cli.run("events --after nonsense").failed(2);
+    cli.run("events --after x/1 --no-follow").failed(2);
+}
+
+#[tokio::test]
 async fn refusals_say_why_what_helps_and_end_with_a_code_of_their_own() {
     let daemon = Daemon::simulated().await;
     let cli = Cli(&daemon);

@@ -36,8 +36,8 @@ pub(crate) struct EventsArgs {
     /// Begin with the present state of everything
     #[arg(long, conflicts_with = "after")]
     snapshot: bool,
-    /// Go on after this point, as it is printed with -o json: EPOCH/REVISION
-    #[arg(long, value_name = "POINT", value_parser = point)]
+    /// Go on after this point: epoch and revision as -o json prints them
+    #[arg(long, value_name = "EPOCH/REVISION", value_parser = point)]
     after: Option<ResumePoint>,
     /// End with the first bookmark: when everything that is known was printed
     #[arg(long)]
@@ -216,7 +216,7 @@ fn print(session: &Session, event: &WatchEventsResponse) -> Result<(), Fault> {
     }
     session.out.line(output::clean(
         format!(
-            "{:>8}  {}  {:<22}  {what}",
+            "{:>8}  {}  {:<23}  {what}",
             event.revision,
             session.out.clock(event.time),
             event.cause.as_ref().map(cause).unwrap_or_default(),
@@ -230,7 +230,8 @@ fn cause(cause: &Cause) -> String {
     let what = output::word(cause.detail().as_str_name(), "CAUSE_DETAIL_");
     match (cause.kind(), what.as_str()) {
         (CauseKind::Operation, _) => {
-            let id = cause.operation_id.get(..8).unwrap_or_default();
+            // Ids begin with the time: fewer digits would be the same for a minute.
+            let id = cause.operation_id.get(..13).unwrap_or_default();
             format!("{who} {id}").trim_end().to_owned()
         }
         (_, "") => who,
