@@ -23,7 +23,7 @@ pub(crate) async fn measure(
         ms(begin.elapsed())
     );
     let process = host.kvmlet_id()?;
-    let before = status(process, "VmRSS")?;
+    let (before, own) = (status(process, "VmRSS")?, status(process, "RssAnon")?);
     let mut watchers = Vec::new();
     for _ in 0..sizes.watchers {
         // Each on a connection of its own, as clients are.
@@ -43,11 +43,15 @@ pub(crate) async fn measure(
     }
     tokio::time::sleep(SETTLE).await;
     println!(
-        "  resident memory                        {:>8.1} MB; {:.1} MB with {} watchers, {:.1} MB at most",
+        "  resident memory                        {:>8.1} MB; {:.1} MB with {} watchers",
         megabytes(before),
         megabytes(status(process, "VmRSS")?),
         sizes.watchers,
-        megabytes(status(process, "VmHWM")?),
+    );
+    println!(
+        "    of it not of files (RssAnon)         {:>8.1} MB; {:.1} MB with watchers",
+        megabytes(own),
+        megabytes(status(process, "RssAnon")?),
     );
     let before = processor_time(process)?;
     tokio::time::sleep(sizes.rest).await;
