@@ -3,9 +3,8 @@
 
 use crate::host::{Host, wire};
 use crate::support::api::{Api, Start, force, graceful, id, small};
-use crate::support::daemon::{Daemon, Setup};
+use crate::support::daemon::Daemon;
 use crate::support::refusal::{Refusal, refused};
-use crate::support::{PATIENCE, until};
 use kvmlet::model::lifecycle::Resting;
 use kvmlet::proto::v1::*;
 
@@ -226,51 +225,6 @@ async fn who_does_not_stop_is_named_and_the_host_stays_in_maintenance() {
     // Asked again, it goes on with those that are left.
     set(&api, request(OnTimeout::Force)).await;
     assert_eq!(api.state(&paused).await, VmState::Stopped);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_at_work_ends_first_and_only_one_may_change_the_maintenance() {
-    let points = tempfile::tempdir().unwrap();
-    let (armed, held) = (points.path().join("armed"), points.path().join("held"));
-    let mut setup = Setup::default();
-    let file = ("FAILPOINTS_FILE".to_owned(), armed.display().to_string());
-    setup.environment.push(file);
-    let daemon = Daemon::start(setup).await;
-    let api = daemon.api();
-    let image = daemon.image().await;
-    let line = format!(
-        "create-vm.start-guest.before=1*return(hold:{})",
-        held.display()
-    );
-    std::fs::write(&armed, line).unwrap();
-    let create = CreateVmRequest {
-        start: true,
-        ..small(&image)
-    };
-    let created = api.vms().create_vm(create).await.unwrap().into_inner();
-    until("the start to be held", PATIENCE, async || {
-        held.exists().then_some(())
-    })
-    .await;
-    let request = SetMaintenanceRequest {
-        stop_policy: Some(force()),
-        ..begin("")
-    };
-    let begun = api.nodes().set_maintenance(request).await.unwrap();
-    let begun = begun.into_inner().id;
-    until("the maintenance to be on", PATIENCE, async || {
-        let maintenance = api.node().await.maintenance.unwrap();
-        maintenance.enabled.then_some(())
-    })
-    .await;
-    let refusal = refused(api.nodes().set_maintenance(begin("")).await);
-    assert_eq!(refusal.reason, "NODE_BUSY");
-    assert_eq!(refusal.metadata["operation_id"], begun);
-    std::fs::remove_file(&held).unwrap();
-    let created = api.ended(&created.id).await;
-    assert_eq!(created.state(), OperationState::Succeeded);
-    assert_eq!(api.ended(&begun).await.state(), OperationState::Succeeded);
-    assert_eq!(api.state(&created.vm_id).await, VmState::Stopped);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ mod support;
 
 mod clock;
 mod full;
+mod maintenance;
 mod root;
 mod small;
 mod tools;
