@@ -104,7 +104,8 @@ fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
 
 /// Writes everything that a journal holds, one JSON object for each record, in an
 /// order that is the same each time: the journal itself, VMs and images by id,
-/// operations by time and id. It holds no passwords.
+/// operations by time and id, events by revision, cursors of sinks by name. It holds
+/// no passwords.
 ///
 /// A record that is no JSON is written as the text that it is, under `unreadable`.
 ///
@@ -131,14 +132,27 @@ pub fn export<E: From<JournalError>>(
         "rebuild": outside.rebuild()?,
         "maintenance": outside.maintenance()?,
     }))?;
-    for (kind, sql) in [
+    let mut tables = vec![
         ("vm", "SELECT id, record FROM vms ORDER BY id"),
         ("image", "SELECT id, record FROM images ORDER BY id"),
         (
             "operation",
             "SELECT id, record FROM operations ORDER BY create_time, id",
         ),
-    ] {
+    ];
+    // The first version had no events.
+    if outside.schema > 1 {
+        tables.push((
+            "event",
+            "SELECT CAST(revision AS TEXT), record FROM events ORDER BY revision",
+        ));
+        tables.push((
+            "cursor",
+            "SELECT sink, json_object('epoch', epoch, 'revision', revision) FROM cursors
+             ORDER BY sink",
+        ));
+    }
+    for (kind, sql) in tables {
         let mut statement = outside
             .connection
             .prepare(sql)
