@@ -137,7 +137,8 @@ impl Batch {
     }
 
     /// Raises the recorded revision to `revision`; a lower one changes nothing.
-    pub fn put_revision(self, revision: u64) -> Self {
+    #[cfg(test)]
+    pub(super) fn put_revision(self, revision: u64) -> Self {
         self.with(Write::Revision(revision))
     }
 

@@ -1,12 +1,14 @@
 //! Telling what could not be told when it happened: at the start, and after the
 //! journal could not be written.
 
-use super::{Feed, Thing, lock};
+use super::{Thing, lock, note_failure};
 use crate::model::event::Cause;
+use crate::model::reason::Reason;
 use crate::service::core::Core;
 use crate::service::hypervisor::Link;
 use crate::service::sweeper;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -79,7 +81,11 @@ async fn tell(core: &Core, thing: Thing) {
         Thing::Operation(id) => match core.operations.get(id).await {
             Ok(operation) => core.feed.tell_operation(&operation),
             // It never came to be, or was forgotten since.
-            Err(_) => core.feed.untell(id),
+            Err(fault) if fault.reason == Reason::OperationNotFound => core.feed.untell(id),
+            Err(_) => {
+                note_failure(&mut core.feed.state(), thing);
+                core.feed.failed.notify_one();
+            }
         },
     }
 }
@@ -92,17 +98,15 @@ async fn tell_left_over(core: &Core) {
         feed.failed.notified().await;
         tokio::time::sleep(pause).await;
         let left: Vec<Thing> = lock(&feed.state).untold.drain().collect();
-        let before = core.ledger.written().0;
         for thing in left {
             tell(core, thing).await;
         }
         // A full disk is asked once a second.
-        pause = if core.ledger.trouble().is_some() && core.ledger.written().0 == before {
-            (pause * 2).min(AGAIN_LAST)
-        } else {
+        pause = if feed.writable.load(Ordering::Acquire) {
             AGAIN
+        } else {
+            (pause * 2).min(AGAIN_LAST)
         };
-        tracing::trace!(?pause, "told what was left over");
     }
 }
 
@@ -118,12 +122,5 @@ async fn tell_progress(core: &Core) {
         for live in core.operations.all_live() {
             core.feed.tell_operation(&live.get());
         }
-    }
-}
-
-impl Feed {
-    /// Whether everything was told that there is to tell; for tests and figures.
-    pub fn is_behind(&self) -> bool {
-        !self.state().untold.is_empty()
     }
 }

@@ -37,7 +37,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::{Notify, watch};
@@ -106,6 +106,8 @@ pub struct Feed {
     failed: Arc<Notify>,
     /// Events that wait for the journal.
     waiting: Arc<AtomicUsize>,
+    /// Whether the last event was written that the journal was asked to.
+    writable: Arc<AtomicBool>,
     /// From a change to its event being readable.
     lag: Histogram,
     readers: Arc<AtomicUsize>,
@@ -137,6 +139,7 @@ impl Feed {
             open: watch::Sender::new(false),
             failed: Arc::default(),
             waiting: Arc::default(),
+            writable: Arc::new(AtomicBool::new(true)),
             lag: event_seconds(),
             readers: Arc::default(),
         }
@@ -312,7 +315,7 @@ impl Feed {
         }
         let batch = self.put(Batch::new(), thing, digest, change);
         let (kept, failed) = (self.state.clone(), self.failed.clone());
-        let waiting = self.waiting.clone();
+        let (waiting, writable) = (self.waiting.clone(), self.writable.clone());
         // A refusal calls back at once, from here: the state is locked.
         let refused = Arc::new(Mutex::new(Some(false)));
         let told = refused.clone();
@@ -320,6 +323,7 @@ impl Feed {
             batch,
             Box::new(move |written: Result<(), JournalError>| {
                 waiting.fetch_sub(1, Ordering::AcqRel);
+                writable.store(written.is_ok(), Ordering::Release);
                 let Err(error) = written else { return };
                 tracing::debug!(error = chain(&error), %thing, "an event is not written yet");
                 let mut told = lock(&told);
