@@ -5,9 +5,11 @@
 //! been checked; nothing of a guest is touched on the way out.
 
 mod listen;
+mod reload;
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
+use crate::door::Door;
 use crate::faultpoint;
 use crate::grpc;
 use crate::journal::{Journal, JournalError, Rebuild};
@@ -29,9 +31,12 @@ use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports, 
 use crate::service::sinks::Board;
 use crate::service::vms::Vms;
 use crate::service::{Core, fault::chain, sweeper};
+use crate::telemetry::AuditFile;
 use crate::{report, shutdown, systemd, telemetry};
+use reload::Reload;
 use std::collections::HashMap;
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,6 +87,7 @@ pub fn serve(args: ServeArgs) -> ExitCode {
 
 fn prepare(args: ServeArgs) -> Result<(), Refusal> {
     let _armed = faultpoint::arm();
+    let path = args.config.clone();
     let (config, _scratch) = configuration(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -90,13 +96,13 @@ fn prepare(args: ServeArgs) -> Result<(), Refusal> {
         .map_err(|error| refusal(1, chain(&error)))?;
     // Without an id, it does not serve.
     let node = config.node.resolve_id().ok();
-    let spans = {
+    let telemetry = {
         let _entered = runtime.enter();
-        telemetry::start(&config.log, &config.traces, node)
+        telemetry::start(&config.log, &config.audit, &config.traces, node)
             .map_err(|error| refusal(1, chain(&error)))?
     };
-    let outcome = runtime.block_on(run(config));
-    spans.end(match &outcome {
+    let outcome = runtime.block_on(run(config, path, telemetry.audit.clone()));
+    telemetry.end(match &outcome {
         Ok(left) => LAST_SPANS.min(*left),
         Err(_) => LAST_SPANS,
     });
@@ -137,12 +143,35 @@ fn configuration(args: ServeArgs) -> Result<(Config, Option<tempfile::TempDir>),
 }
 
 /// Serves until it is told to stop; returns how much of the grace is left.
-async fn run(config: Config) -> Result<Duration, Refusal> {
+async fn run(
+    config: Config,
+    path: Option<PathBuf>,
+    audit: Option<AuditFile>,
+) -> Result<Duration, Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
+    let door = Arc::new(
+        Door::open(&config)
+            .map_err(|words| refusal(BAD_CONFIGURATION, format!("api.tls: {words}")))?,
+    );
+    if let Some(role) = config.api.plaintext_role {
+        tracing::warn!(
+            role = role.as_str(),
+            "the API is served without encryption: everyone on this host has this role"
+        );
+    }
+    let reload = Reload {
+        door: door.clone(),
+        config: config.clone(),
+        path,
+        audit,
+    };
+    reload
+        .follow(&signals)
+        .map_err(|error| refusal(1, chain(&error)))?;
     let doors = listen::open(&config)
         .await
         .map_err(|error| refusal(1, error))?;
-    let (core, reconciler, cursors) = compose(config).await?;
+    let (core, reconciler, cursors) = compose(config, door).await?;
     reconciler.adopt_recorded();
 
     let closing = CancellationToken::new();
@@ -163,9 +192,9 @@ async fn run(config: Config) -> Result<Duration, Refusal> {
     core.tasks.spawn(sweeper::empty_trash(core.clone()));
     core.tasks.spawn(addresses::run(core.clone()));
 
-    tell_systemd_when_ready(&core, &signals).await;
+    tell_systemd_when_ready(&core, &signals.end).await;
     let watchdog = tokio::spawn(watch_over(core.clone()));
-    signals.cancelled().await;
+    signals.end.cancelled().await;
 
     watchdog.abort();
     // Nobody misses a last scrape.
@@ -175,7 +204,10 @@ async fn run(config: Config) -> Result<Duration, Refusal> {
     Ok(core.config.shutdown.grace.saturating_sub(told.elapsed()))
 }
 
-async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors), Refusal> {
+async fn compose(
+    config: Config,
+    door: Arc<Door>,
+) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors), Refusal> {
     let uri: HypervisorUri = config.hypervisor.uri.parse().map_err(|error| {
         refusal(
             BAD_CONFIGURATION,
@@ -237,6 +269,7 @@ async fn compose(config: Config) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors)
         node: NodeIdentity::read(node),
         tasks: TaskTracker::new(),
         ready: watch::Sender::new(Readiness::Starting),
+        door,
         feed,
         config,
         gate,

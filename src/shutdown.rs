@@ -1,27 +1,37 @@
 //! Signals that end the daemon.
 //!
 //! The first SIGTERM or SIGINT asks for a clean end, the second one ends the
-//! process at once; guests go on either way. SIGHUP has no meaning yet and is
-//! kept from killing the daemon. What a clean end is, others know.
+//! process at once; guests go on either way. SIGHUP asks to read the configuration
+//! again. What a clean end is, and what can be read again, others know.
 
 use std::io;
+use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Listens to signals from now on. The token is cancelled by the first SIGTERM
-/// or SIGINT. To be called once, inside the runtime.
+/// What signals ask for.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// To end: cancelled by the first SIGTERM or SIGINT.
+    pub end: CancellationToken,
+    /// To read the configuration again: notified by each SIGHUP.
+    pub reload: Arc<Notify>,
+}
+
+/// Listens to signals from now on. To be called once, inside the runtime.
 ///
 /// # Errors
 /// If a signal can't be listened to.
-pub fn on_signals() -> io::Result<CancellationToken> {
-    let token = CancellationToken::new();
+pub fn on_signals() -> io::Result<Asked> {
+    let asked = Asked::default();
     let signals = Signals {
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
         hangup: signal(SignalKind::hangup())?,
     };
-    tokio::spawn(signals.serve(token.clone()));
-    Ok(token)
+    tokio::spawn(signals.serve(asked.clone()));
+    Ok(asked)
 }
 
 struct Signals {
@@ -31,24 +41,24 @@ struct Signals {
 }
 
 impl Signals {
-    async fn serve(mut self, token: CancellationToken) {
+    async fn serve(mut self, asked: Asked) {
         loop {
             let (name, number) = tokio::select! {
                 Some(()) = self.terminate.recv() => ("SIGTERM", 15),
                 Some(()) = self.interrupt.recv() => ("SIGINT", 2),
                 Some(()) = self.hangup.recv() => {
-                    tracing::info!("SIGHUP is ignored; restart to change the configuration");
+                    asked.reload.notify_one();
                     continue;
                 }
                 else => return,
             };
-            if token.is_cancelled() {
+            if asked.end.is_cancelled() {
                 tracing::warn!(signal = name, "ending at once");
                 // As a shell shows the death by this signal.
                 std::process::exit(128 + number);
             }
             tracing::info!(signal = name, "ending; once more ends at once");
-            token.cancel();
+            asked.end.cancel();
         }
     }
 }
@@ -70,9 +80,11 @@ mod tests {
 
     #[tokio::main(flavor = "current_thread")]
     async fn daemon() {
-        let token = on_signals().unwrap();
+        let asked = on_signals().unwrap();
         say("up");
-        token.cancelled().await;
+        asked.reload.notified().await;
+        say("reload");
+        asked.end.cancelled().await;
         say("ending");
         // A clean end that takes for ever.
         std::future::pending::<()>().await;
@@ -103,6 +115,7 @@ mod tests {
             };
             wait_for("up");
             kill(pid, Signal::SIGHUP).unwrap();
+            wait_for("reload");
             kill(pid, first).unwrap();
             wait_for("ending");
             kill(pid, second).unwrap();

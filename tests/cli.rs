@@ -126,7 +126,7 @@ fn a_bad_command_line_is_told_and_ends_with_2() {
         &["vm", "stop", "web1", "--timeout", "60"],
         &["vm", "delete", "web1", "--stop-timeout", "60s"],
         &["vm", "show", "web1", "-o", "yaml"],
-        &["vm", "list", "--server", "https://example.org"],
+        &["vm", "list", "--server", "https://"],
         &["vm", "screenshot", "web1"],
         &["serve"],
         &["serve", "--simulate", "--config", "x"],

@@ -253,6 +253,7 @@ fn every_condition_of_the_node_is_in_the_runbook() {
         "JournalWritable",
         "JournalComplete",
         "ClockSane",
+        "CertificatesValid",
         "Schedulable",
         "PoolReady",
         "SinkReady",

@@ -5,8 +5,10 @@
 //! by its URI), but no connection loop runs: nothing here needs libvirt.
 
 use kvmlet::config::Config;
-use kvmlet::grpc::{self, Listeners};
+use kvmlet::door::{Door, Listeners};
+use kvmlet::grpc;
 use kvmlet::journal::Journal;
+use kvmlet::model::access::Role;
 use kvmlet::proto::v1::image_service_client::ImageServiceClient;
 use kvmlet::proto::v1::node_service_client::NodeServiceClient;
 use kvmlet::proto::v1::operation_service_client::OperationServiceClient;
@@ -59,7 +61,8 @@ struct Edge {
 impl Edge {
     async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = Config::simulated(folder.path());
+        let mut config = Config::simulated(folder.path());
+        config.api.plaintext_role = Some(Role::Admin);
         let uri = config
             .hypervisor
             .uri
@@ -90,6 +93,7 @@ impl Edge {
             feed,
             node: NodeIdentity::read(Uuid::from_u128(1)),
             tasks: TaskTracker::new(),
+            door: Arc::new(Door::open(&config).expect("nothing to open")),
             ready: watch::Sender::new(Readiness::Starting),
             config,
             gate,
@@ -191,7 +195,7 @@ async fn what_tonic_refuses_by_itself_has_a_reason_too() {
         vm_id: "x".repeat(5 << 20),
     };
     let status = send(channel.clone(), "/kvmlet.v1.VmService/GetVm", large).await;
-    is(&status, Code::InvalidArgument, "FIELD_INVALID");
+    is(&status, Code::ResourceExhausted, "REQUEST_TOO_LARGE");
     // The connection is as good as before.
     let node = NodeServiceClient::new(channel)
         .get_node(wire::GetNodeRequest {})

@@ -11,11 +11,14 @@ use crate::proto::v1::node_service_client::NodeServiceClient;
 use crate::proto::v1::operation_service_client::OperationServiceClient;
 use crate::proto::v1::vm_service_client::VmServiceClient;
 use crate::proto::v1::volume_service_client::VolumeServiceClient;
+use clap::Args;
 use std::error::Error;
 use std::fmt;
 use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use zeroize::Zeroizing;
 
 /// Where the daemon listens unless it is configured otherwise.
 pub(crate) const DEFAULT_SERVER: &str = "unix:///run/kvmlet/kvmlet.sock";
@@ -31,10 +34,43 @@ pub(crate) enum Server {
     Unix(String),
     /// A TCP listener as `http://host:port`.
     Http(String),
+    /// A TCP listener with TLS as `https://host:port`.
+    Https(String),
+}
+
+/// Files in PEM form, for https.
+#[derive(Debug, Default, Args)]
+pub(crate) struct TlsArgs {
+    /// Certificates of those who may vouch for the daemon
+    #[arg(long, global = true, env = "KVMLET_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The caller's certificate
+    #[arg(long, global = true, env = "KVMLET_CERT", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The key of the caller's certificate
+    #[arg(long, global = true, env = "KVMLET_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    fn config(&self) -> Result<ClientTlsConfig, Fault> {
+        let needed = |file: &Option<PathBuf>, option: &str| match file {
+            Some(path) => std::fs::read(path)
+                .map(Zeroizing::new)
+                .map_err(|error| Fault::usage(format!("{option} {}: {error}", path.display()))),
+            None => Err(Fault::usage(format!("https needs {option}"))),
+        };
+        let ca = needed(&self.ca, "--ca")?;
+        let cert = needed(&self.cert, "--cert")?;
+        let key = needed(&self.key, "--key")?;
+        Ok(ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(ca.as_slice()))
+            .identity(Identity::from_pem(cert.as_slice(), key.as_slice())))
+    }
 }
 
 impl Server {
-    /// Reads `unix:///path`, a bare absolute path, or `http://host:port`.
+    /// Reads `unix:///path`, a bare absolute path, `https://` or `http://host:port`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let path = text
             .strip_prefix("unix://")
@@ -47,21 +83,26 @@ impl Server {
                 Err("the path of a Unix socket must be absolute: unix:///path".into())
             };
         }
-        if text.starts_with("https://") {
-            return Err("TLS is not supported: use unix:///path or http://host:port".into());
-        }
-        match text.strip_prefix("http://") {
-            Some(host) if !host.trim_end_matches('/').is_empty() => Ok(Self::Http(text.to_owned())),
-            _ => Err("expected unix:///path or http://host:port".into()),
+        let is_host = |host: &str| !host.trim_end_matches('/').is_empty();
+        match text.split_once("://") {
+            Some(("http", host)) if is_host(host) => Ok(Self::Http(text.to_owned())),
+            Some(("https", host)) if is_host(host) => Ok(Self::Https(text.to_owned())),
+            _ => Err("expected unix:///path, https://host:port or http://host:port".into()),
         }
     }
 
-    fn endpoint(&self) -> Result<Endpoint, Fault> {
+    fn endpoint(&self, tls: &TlsArgs) -> Result<Endpoint, Fault> {
         let endpoint = match self {
             Self::Unix(path) => Endpoint::from_shared(format!("unix://{path}")),
-            Self::Http(url) => Endpoint::from_shared(url.clone()),
+            Self::Http(url) | Self::Https(url) => Endpoint::from_shared(url.clone()),
         };
-        let endpoint = endpoint.map_err(|error| Fault::usage(format!("{self}: {error}")))?;
+        let wrong = |error: tonic::transport::Error| Fault::usage(format!("{self}: {error}"));
+        let mut endpoint = endpoint.map_err(wrong)?;
+        if let Self::Https(_) = self {
+            endpoint = endpoint.tls_config(tls.config()?).map_err(|error| {
+                Fault::usage(format!("--ca, --cert and --key can't be used: {error}"))
+            })?;
+        }
         Ok(endpoint
             .connect_timeout(Duration::from_secs(5))
             .http2_keep_alive_interval(Duration::from_secs(10))
@@ -75,7 +116,7 @@ impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{path}"),
-            Self::Http(url) => f.write_str(url),
+            Self::Http(url) | Self::Https(url) => f.write_str(url),
         }
     }
 }
@@ -90,8 +131,8 @@ pub(crate) struct Session {
 
 /// Connects once; a daemon that is not there is a fault at once, so that
 /// nobody waits for a service that was never started.
-pub(crate) async fn open(server: Server, out: Output) -> Result<Session, Fault> {
-    match server.endpoint()?.connect().await {
+pub(crate) async fn open(server: Server, tls: &TlsArgs, out: Output) -> Result<Session, Fault> {
+    match server.endpoint(tls)?.connect().await {
         Ok(channel) => Ok(Session { channel, out }),
         Err(error) => Err(unreachable(&server, &error)),
     }
@@ -114,7 +155,7 @@ fn unreachable(server: &Server, error: &(dyn Error + 'static)) -> Fault {
     );
     match (server, kind) {
         (Server::Unix(_), Some(ErrorKind::PermissionDenied)) => {
-            fault.with("hint: only root and the group of the socket may use it")
+            fault.with("hint: who may open the socket, its mode and group say ([api])")
         }
         _ => fault.with("hint: is it running? systemctl status kvmlet; --server says where it is"),
     }
@@ -160,14 +201,11 @@ mod tests {
             Server::parse("http://127.0.0.1:7070"),
             Ok(Server::Http("http://127.0.0.1:7070".into()))
         );
-        for bad in [
-            "",
-            "unix://x.sock",
-            "https://h:1",
-            "http://",
-            "h:1",
-            "x.sock",
-        ] {
+        assert_eq!(
+            Server::parse("https://h:1"),
+            Ok(Server::Https("https://h:1".into()))
+        );
+        for bad in ["", "unix://x.sock", "https://", "http://", "h:1", "x.sock"] {
             assert!(Server::parse(bad).is_err(), "{bad}");
         }
     }

@@ -70,7 +70,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command that asks the daemon")]
 struct ClientArgs {
-    /// Where the daemon listens: unix:///path or http://host:port
+    /// Where the daemon listens: unix:///path, https://host:port or http://host:port
     #[arg(
         long,
         global = true,
@@ -80,6 +80,8 @@ struct ClientArgs {
         value_parser = Server::parse
     )]
     server: Server,
+    #[command(flatten)]
+    tls: connect::TlsArgs,
     /// How to print the answer
     #[arg(
         short = 'o',
@@ -171,7 +173,7 @@ impl Cli {
             Command::Config(command) => config::run(&out, &command),
             Command::Journal(command) => journal::run(&out, &command),
             Command::Completions { shell } => completions(&out, shell),
-            command => ask(self.client.server, out, command),
+            command => ask(self.client.server, self.client.tls, out, command),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -184,13 +186,13 @@ impl Cli {
 }
 
 /// Carries out a command that needs the daemon.
-fn ask(server: Server, out: Output, command: Command) -> Result<(), Fault> {
+fn ask(server: Server, tls: connect::TlsArgs, out: Output, command: Command) -> Result<(), Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fault::internal(format!("can't start: {error}")))?;
     runtime.block_on(async {
-        let session = connect::open(server, out).await?;
+        let session = connect::open(server, &tls, out).await?;
         match command {
             Command::Vm(command) => vm::run(&session, *command).await,
             Command::Image(command) => image::run(&session, command).await,

@@ -1,7 +1,10 @@
 //! The keys of the configuration: what each may be, alone and together.
 
+use super::access::access;
+use super::audit::audit;
 use super::events;
 use super::faults::ConfigFaults;
+use super::limits::limits;
 use super::metrics::metrics;
 use super::pools::{PoolSettings, pools};
 use super::report::{nats, report};
@@ -11,11 +14,12 @@ use super::settings::{
     LogSettings, LogTarget, Network, NodeSettings, OperationSettings, ShutdownSettings, VmSettings,
     VncSettings,
 };
+use super::tls::server_tls;
 use super::traces::traces;
+use crate::model::access::Role;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
 use crate::model::nic::Attachment;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::DeTable;
@@ -61,6 +65,9 @@ fn root(file: Section<'_>) -> Config {
         networks: networks(&file),
         hardware_profiles: hardware_profiles(&file, &hypervisor, &vms),
         api: api(file.section("api")),
+        access: access(file.section("access")),
+        limits: limits(file.section("limits")),
+        audit: audit(file.section("audit")),
         journal: journal(file.section("journal")),
         log: log(file.section("log")),
         metrics: metrics(file.section("metrics")),
@@ -148,20 +155,47 @@ fn api(section: Section<'_>) -> ApiSettings {
             .unwrap_or(default.socket_mode),
         socket_group: section.parsed("socket_group", check_group),
         listen: section.parsed("listen", |text| {
-            let address: SocketAddr = text
-                .parse()
-                .map_err(|_| "is not an address and port such as \"127.0.0.1:7443\"")?;
-            if !address.ip().is_loopback() {
-                return Err(
-                    "must be a loopback address: without TLS, which this version \
-                            does not have, the API must not leave the host",
-                );
-            }
-            Ok(address)
+            text.parse()
+                .map_err(|_| "is not an address and port such as \"192.0.2.7:7443\"")
+        }),
+        tls: server_tls(section.section("tls"), section.has("tls")),
+        plaintext_role: section.has("plaintext_role").then(|| {
+            let roles = Role::ALL.map(|role| (role.as_str(), role));
+            section.choice("plaintext_role", Role::Viewer, &roles)
         }),
     };
+    check_listener(&section, &settings);
     section.finish();
     settings
+}
+
+/// What is not encrypted stays on this host, and only where that is asked for.
+fn check_listener(section: &Section<'_>, settings: &ApiSettings) {
+    let (tls, plaintext) = (section.has("tls"), section.has("plaintext_role"));
+    match settings.listen {
+        None => {
+            for key in ["tls", "plaintext_role"] {
+                if section.has(key) && !section.has("listen") {
+                    section.fault(key, "needs listen");
+                }
+            }
+        }
+        Some(_) if tls && plaintext => {
+            section.fault("plaintext_role", "can't be given besides tls");
+        }
+        Some(_) if tls => {}
+        Some(_) if !plaintext => section.fault(
+            "listen",
+            "needs tls; or, on a loopback address, plaintext_role, which says what everyone \
+             on this host may do",
+        ),
+        Some(address) if !address.ip().is_loopback() => section.fault(
+            "listen",
+            "must be a loopback address with plaintext_role: without tls the API must not \
+             leave the host",
+        ),
+        Some(_) => {}
+    }
 }
 
 pub(super) fn check_socket_path(text: &str) -> Result<PathBuf, &'static str> {
@@ -179,16 +213,12 @@ pub(super) fn check_group(text: &str) -> Result<String, &'static str> {
     Ok(text.to_owned())
 }
 
-/// The socket's permissions are the only thing that guards it, so they must
-/// leave others out.
+/// Who may do what is for `[access]` to say, whoever can open the socket.
 fn check_socket_mode(text: &str) -> Result<u32, &'static str> {
     let mode = (text.len() == 4 && text.starts_with('0'))
         .then(|| u32::from_str_radix(text, 8).ok())
         .flatten()
         .ok_or("is not a file mode such as \"0660\"")?;
-    if mode & 0o007 != 0 {
-        return Err("must not let others in: whoever opens the socket controls all VMs");
-    }
     if mode & 0o600 != 0o600 {
         return Err("must let the owner in");
     }
@@ -494,6 +524,9 @@ fn operations(section: Section<'_>) -> OperationSettings {
         queue: section
             .number("queue", 1..=100_000)
             .unwrap_or(default.queue),
+        queue_per_vm: section
+            .number("queue_per_vm", 1..=10_000)
+            .unwrap_or(default.queue_per_vm),
     };
     section.finish();
     settings

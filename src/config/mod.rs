@@ -7,18 +7,25 @@
 //! It looks at nothing but the file: whether a pool's directory exists or a
 //! bridge is up is for the parts that use them.
 
+mod access;
+mod audit;
 mod check;
 mod events;
 mod faults;
+mod limits;
 mod metrics;
 mod pools;
 mod report;
 mod section;
 mod settings;
+mod tls;
 mod traces;
 
+pub use access::{AccessSettings, Granted};
+pub use audit::AuditSettings;
 pub use events::EventSettings;
 pub use faults::{ConfigFaults, Fault};
+pub use limits::LimitSettings;
 pub use metrics::MetricsSettings;
 pub use pools::{Keyring, PoolBackend, PoolSettings, RbdSettings};
 pub use report::{Encoding, NatsLogin, NatsSettings, Pace, ReportSettings, TlsFiles};
@@ -27,6 +34,7 @@ pub use settings::{
     LogSettings, LogTarget, Network, NodeSettings, OperationSettings, ShutdownSettings, VmSettings,
     VncSettings,
 };
+pub use tls::{Pem, ServerTls};
 pub use traces::TraceSettings;
 
 use std::path::Path;

@@ -1,10 +1,15 @@
 //! The checked values, and what they are when nobody sets them.
 
+use super::access::AccessSettings;
+use super::audit::AuditSettings;
 use super::events::EventSettings;
+use super::limits::LimitSettings;
 use super::metrics::MetricsSettings;
 use super::pools::PoolSettings;
 use super::report::{NatsSettings, ReportSettings};
+use super::tls::ServerTls;
 use super::traces::TraceSettings;
+use crate::model::access::Role;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Accelerator, Hardware};
 use crate::model::nic::Attachment;
@@ -23,6 +28,12 @@ pub struct Config {
     pub hypervisor: HypervisorSettings,
     /// `[api]`.
     pub api: ApiSettings,
+    /// `[access]`.
+    pub access: AccessSettings,
+    /// `[limits]`.
+    pub limits: LimitSettings,
+    /// `[audit]`.
+    pub audit: AuditSettings,
     /// `[journal]`.
     pub journal: JournalSettings,
     /// `[log]`.
@@ -62,6 +73,9 @@ impl Default for Config {
             node: NodeSettings::default(),
             hypervisor: HypervisorSettings::default(),
             api: ApiSettings::default(),
+            access: AccessSettings::default(),
+            limits: LimitSettings::default(),
+            audit: AuditSettings::default(),
             journal: JournalSettings::default(),
             log: LogSettings::default(),
             metrics: MetricsSettings::default(),
@@ -209,8 +223,12 @@ pub struct ApiSettings {
     pub socket_mode: u32,
     /// The group that owns the socket, by name; `None` leaves the daemon's own.
     pub socket_group: Option<String>,
-    /// A TCP listener besides, on a loopback address.
+    /// A TCP listener besides, with TLS, or without it on a loopback address.
     pub listen: Option<SocketAddr>,
+    /// The certificates for it.
+    pub tls: Option<ServerTls>,
+    /// Without TLS: what everyone on this host may do who connects to it.
+    pub plaintext_role: Option<Role>,
 }
 
 impl Default for ApiSettings {
@@ -220,6 +238,8 @@ impl Default for ApiSettings {
             socket_mode: 0o660,
             socket_group: None,
             listen: None,
+            tls: None,
+            plaintext_role: None,
         }
     }
 }
@@ -386,6 +406,8 @@ pub struct OperationSettings {
     pub keep: Duration,
     /// Requests that may wait in all; the next one is refused.
     pub queue: usize,
+    /// Requests that may wait for one VM; they only wait while it decides.
+    pub queue_per_vm: usize,
 }
 
 impl Default for OperationSettings {
@@ -393,6 +415,7 @@ impl Default for OperationSettings {
         Self {
             keep: Duration::from_secs(7 * 86400),
             queue: 256,
+            queue_per_vm: 64,
         }
     }
 }

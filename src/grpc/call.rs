@@ -4,32 +4,75 @@
 //! Invariant: every refusal is logged exactly once, here. Refusals are the
 //! caller's matter and logged at info; our own faults at error.
 
-use super::{caller, status, trace};
+use super::access::Admitted;
+use super::audit::Entry;
+use super::{status, trace};
+use crate::model::access::Role;
 use crate::model::fault::Fault;
 use crate::model::ids::VmId;
 use crate::model::reason::Reason;
 use crate::model::request::Caller;
+use crate::proto::v1 as wire;
 use crate::spans;
 use futures_util::FutureExt;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, Span, field};
+use uuid::Uuid;
 
 /// One call.
 #[derive(Debug)]
 pub(super) struct Call {
     span: Span,
     caller: Caller,
+    /// What is recorded of it, if something is.
+    entry: Option<Arc<Entry>>,
+}
+
+/// What a change is answered with.
+pub(super) trait Outcome: Send + 'static {
+    /// Notes for the record what it has become.
+    fn note(&self, entry: &Entry);
+}
+
+impl Outcome for wire::Operation {
+    fn note(&self, entry: &Entry) {
+        entry.became(self);
+    }
+}
+
+impl Outcome for wire::VncConsole {
+    fn note(&self, _: &Entry) {}
 }
 
 impl Call {
     /// Takes a request in: notes who calls what.
-    pub(super) fn open<T>(rpc: &'static str, request: Request<T>) -> (Self, T) {
-        let name = caller::name(&request);
+    pub(super) fn open<T>(rpc: &'static str, mut request: Request<T>) -> (Self, T) {
+        let admitted = request.extensions_mut().remove::<Admitted>();
+        // Nobody gets here without; if he did, he could read.
+        let admitted = admitted.unwrap_or_else(|| Admitted {
+            name: "unknown".into(),
+            role: Role::Viewer,
+            entry: None,
+        });
+        let name = admitted.name.to_string();
         let (span, trace) = spans::call(rpc, &name, trace::parent(request.metadata()));
-        let caller = Caller { name, trace };
-        (Self { span, caller }, request.into_inner())
+        if let (Some(entry), Some(trace)) = (&admitted.entry, &trace) {
+            entry.traced(trace.trace_id_text());
+        }
+        let caller = Caller {
+            name,
+            role: admitted.role,
+            trace,
+        };
+        let call = Self {
+            span,
+            caller,
+            entry: admitted.entry,
+        };
+        (call, request.into_inner())
     }
 
     /// Who calls.
@@ -42,6 +85,16 @@ impl Call {
     pub(super) fn about(&self, vm_id: &str) {
         if let Ok(id) = vm_id.parse::<VmId>() {
             self.span.record("vm_id", field::display(id));
+            if let Some(entry) = &self.entry {
+                entry.about(&id.to_string());
+            }
+        }
+    }
+
+    /// Notes what else the call is about, for the record. What is no id is not noted.
+    pub(super) fn on(&self, id: &str) {
+        if let (Some(entry), Ok(id)) = (&self.entry, Uuid::try_parse(id)) {
+            entry.on(&id.to_string());
         }
     }
 
@@ -57,13 +110,27 @@ impl Call {
         self.answer(worked.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))))
     }
 
-    /// Answers with what `work` comes to. The work goes on when the caller goes
+    /// Answers with what `work` comes to, and records it. The work goes on when the caller goes
     /// away, so that no change is left half begun.
-    pub(super) async fn change<T: Send + 'static>(
+    pub(super) async fn change<T: Outcome>(
         self,
         work: impl Future<Output = Result<T, Fault>> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        let worked = tokio::spawn(work.instrument(self.span.clone())).await;
+        let entry = self.entry.clone();
+        let recorded = async move {
+            let worked = work.await;
+            if let Some(entry) = entry {
+                match &worked {
+                    Ok(outcome) => {
+                        outcome.note(&entry);
+                        entry.done();
+                    }
+                    Err(fault) => entry.refused(fault.reason),
+                }
+            }
+            worked
+        };
+        let worked = tokio::spawn(recorded.instrument(self.span.clone())).await;
         self.answer(worked.unwrap_or_else(|error| match error.try_into_panic() {
             Ok(panic) => Err(panicked(panic.as_ref())),
             // Only when the runtime shuts down.
@@ -74,6 +141,9 @@ impl Call {
     fn answer<T>(self, worked: Result<T, Fault>) -> Result<Response<T>, Status> {
         worked.map(Response::new).map_err(|fault| {
             self.span.in_scope(|| log(&fault));
+            if let Some(entry) = &self.entry {
+                entry.refused(fault.reason);
+            }
             spans::failed(&self.span, fault.reason.as_str());
             status::refusal(&fault)
         })
@@ -118,7 +188,7 @@ mod tests {
             .await
             .unwrap_err();
         let change = call()
-            .change::<()>(async { panic!("secret") })
+            .change::<wire::Operation>(async { panic!("secret") })
             .await
             .unwrap_err();
         for status in [read, change] {
@@ -139,7 +209,7 @@ mod tests {
         let mut answer = Box::pin(call().change(async move {
             begun.await.expect("sent below");
             done.send(()).expect("awaited below");
-            Ok(())
+            Ok(wire::Operation::default())
         }));
         assert!(answer.as_mut().now_or_never().is_none());
         drop(answer);

@@ -1,6 +1,7 @@
 //! What every service of the edge needs: the use cases, and the word to stop.
 
 use super::convert;
+use crate::model::fault::Fault;
 use crate::model::operation::Operation;
 use crate::proto::v1 as wire;
 use crate::service::Core;
@@ -21,6 +22,21 @@ impl Edge {
     /// This node, where VMs with power are.
     pub(super) fn host(&self) -> Uuid {
         self.core.node.id()
+    }
+
+    /// Refuses pages that are longer than they may be.
+    ///
+    /// # Errors
+    /// `FIELD_INVALID`.
+    pub(super) fn check_page(&self, size: u32) -> Result<(), Fault> {
+        let most = self.core.door.limits().page_size;
+        if size > most {
+            return Err(convert::invalid(
+                "page_size",
+                format!("must be at most {most}"),
+            ));
+        }
+        Ok(())
     }
 
     /// An operation for the wire.

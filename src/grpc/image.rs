@@ -48,6 +48,7 @@ impl ImageService for ImageCalls {
     ) -> Result<Response<wire::ListImagesResponse>, Status> {
         let (call, request) = Call::open("ListImages", request);
         call.read(async {
+            self.0.check_page(request.page_size)?;
             let core = &self.0.core;
             let mut all = core.images.list();
             all.retain(|image| page::has_labels(&image.labels, &request.labels));
@@ -71,6 +72,7 @@ impl ImageService for ImageCalls {
         request: Request<wire::DeleteImageRequest>,
     ) -> Result<Response<wire::Operation>, Status> {
         let (call, request) = Call::open("DeleteImage", request);
+        call.on(&request.image_id);
         let (edge, caller) = (self.0.clone(), call.caller());
         call.change(async move {
             let (envelope, id) = image::delete_image(&request, caller)?;

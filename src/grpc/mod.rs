@@ -6,8 +6,9 @@
 //! builds one). Deliberately not here: what a request comes to (that is
 //! [`crate::service`]), and any knowledge of libvirt, pools or the journal.
 
+mod access;
+mod audit;
 mod call;
-mod caller;
 mod console;
 mod convert;
 mod edge;
@@ -15,7 +16,6 @@ mod health;
 mod image;
 mod node;
 mod operation;
-mod refusals;
 mod server;
 mod status;
 mod trace;
@@ -29,4 +29,4 @@ pub(crate) mod wire {
     pub(crate) use super::convert::node::shown as node;
 }
 
-pub use server::{Listeners, serve};
+pub use server::serve;

@@ -41,6 +41,7 @@ impl NodeService for NodeCalls {
     ) -> Result<Response<wire::ListOrphansResponse>, Status> {
         let (call, request) = Call::open("ListOrphans", request);
         call.read(async {
+            self.0.check_page(request.page_size)?;
             let asked = orphan::list(&request)?;
             let all = orphans::list(&self.0.core).await?;
             Ok(orphan::page(&all, &asked))
@@ -53,6 +54,7 @@ impl NodeService for NodeCalls {
         request: Request<wire::DeleteOrphanRequest>,
     ) -> Result<Response<wire::Operation>, Status> {
         let (call, request) = Call::open("DeleteOrphan", request);
+        call.on(&request.orphan_id);
         let (edge, caller) = (self.0.clone(), call.caller());
         call.change(async move {
             let (envelope, id, generation) = orphan::delete(&request, caller)?;

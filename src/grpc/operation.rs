@@ -1,5 +1,6 @@
 //! `OperationService`.
 
+use super::access::{needed_to_cancel, not_allowed};
 use super::call::Call;
 use super::convert::{operation, page, text, time};
 use super::edge::Edge;
@@ -40,6 +41,7 @@ impl OperationService for OperationCalls {
         let (call, request) = Call::open("ListOperations", request);
         call.about(&request.vm_id);
         call.read(async {
+            self.0.check_page(request.page_size)?;
             let listed = self
                 .0
                 .core
@@ -85,9 +87,15 @@ impl OperationService for OperationCalls {
         request: Request<wire::CancelOperationRequest>,
     ) -> Result<Response<wire::Operation>, Status> {
         let (call, request) = Call::open("CancelOperation", request);
-        let edge = self.0.clone();
+        call.on(&request.operation_id);
+        let (edge, role) = (self.0.clone(), call.caller().role);
         call.change(async move {
             let id = text::required_id("operation_id", &request.operation_id)?;
+            let kind = edge.core.operations.get(id).await?.intent.kind();
+            let needs = needed_to_cancel(kind);
+            if role < needs {
+                return Err(not_allowed("CancelOperation", needs, Some(role)));
+            }
             let cancelled = edge.core.operations.cancel(id).await?;
             Ok(edge.operation(&cancelled))
         })

@@ -1,17 +1,19 @@
 //! The server: all services on the listeners that it is given.
 //!
 //! It binds nothing by itself, so that sockets can come from systemd, and a port
-//! in use is found before anything else is begun.
+//! in use is found before anything else is begun. Who comes in is for the door to
+//! say, and which calls he may make for [`access`](super::access).
 
+use super::access::Guard;
 use super::console::ConsoleCalls;
 use super::edge::Edge;
 use super::health;
 use super::image::ImageCalls;
 use super::node::NodeCalls;
 use super::operation::OperationCalls;
-use super::refusals::Refusals;
 use super::vm::VmCalls;
 use super::volume::VolumeCalls;
+use crate::door::{self, Limits, Listeners};
 use crate::proto::v1::DESCRIPTORS;
 use crate::proto::v1::console_service_server::ConsoleServiceServer;
 use crate::proto::v1::image_service_server::ImageServiceServer;
@@ -21,9 +23,6 @@ use crate::proto::v1::vm_service_server::VmServiceServer;
 use crate::proto::v1::volume_service_server::VolumeServiceServer;
 use crate::service::Core;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::service::Routes;
@@ -31,14 +30,13 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-/// The largest request: annotations and a few hundred fields fit many times.
-const LARGEST_REQUEST: usize = 4 << 20;
 /// The largest answer: a page of VMs, or a screenshot.
 const LARGEST_ANSWER: usize = 64 << 20;
-/// Calls at once on one connection; most of them only wait for operations.
-const CALLS_PER_CONNECTION: u32 = 1024;
-/// Bytes of a request's headers.
-const HEADERS: u32 = 16 << 10;
+/// Resets of calls by a peer that wait to be handled: more are an attack
+/// (CVE-2023-44487), and end the connection.
+const RESETS: usize = 64;
+/// How many pings there are in the time that a peer may be silent.
+const PINGS: u32 = 3;
 
 /// All services, by the names that health knows them by.
 const SERVICES: [&str; 7] = [
@@ -50,15 +48,6 @@ const SERVICES: [&str; 7] = [
     OperationServiceServer::<OperationCalls>::NAME,
     NodeServiceServer::<NodeCalls>::NAME,
 ];
-
-/// Where callers come in: sockets that are bound and listen already.
-#[derive(Debug)]
-pub struct Listeners {
-    /// The Unix socket.
-    pub unix: UnixListener,
-    /// A TCP socket, if one is configured.
-    pub tcp: Option<TcpListener>,
-}
 
 /// Serves until `stop` is cancelled, then lets the calls at work finish.
 ///
@@ -76,60 +65,49 @@ pub async fn serve(
     let reporter = HealthReporter::new();
     // Before the first caller can ask.
     health::tell(&reporter, &SERVICES, ServingStatus::NotServing).await;
+    let door = core.door.clone();
+    let limits = door.limits();
     let routes = routes(
         Edge {
             core,
             stop: stop.clone(),
         },
         &reporter,
+        &limits,
     )?;
-
-    let unix = server()
-        .add_routes(routes.clone())
-        .serve_with_incoming_shutdown(
-            UnixListenerStream::new(listeners.unix),
-            stop.clone().cancelled_owned(),
-        );
-    let tcp = async {
-        match listeners.tcp {
-            Some(tcp) => {
-                server()
-                    .add_routes(routes)
-                    .serve_with_incoming_shutdown(
-                        TcpListenerStream::new(tcp),
-                        stop.clone().cancelled_owned(),
-                    )
-                    .await
-            }
-            None => Ok(()),
-        }
-    };
+    let connections = door::connections(&door, listeners, &stop);
+    let served = server(&limits, Guard(door))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
     let health = async {
         health::follow(reporter, &SERVICES, readiness, stop.clone()).await;
         Ok(())
     };
-    tokio::try_join!(unix, tcp, health)?;
+    tokio::try_join!(served, health)?;
     Ok(())
 }
 
-type Layers = tower::layer::util::Stack<Refusals, tower::layer::util::Identity>;
+type Layers = tower::layer::util::Stack<Guard, tower::layer::util::Identity>;
 
-fn server() -> Server<Layers> {
+fn server(limits: &Limits, guard: Guard) -> Server<Layers> {
+    let header = u32::try_from(limits.header_size.get()).unwrap_or(u32::MAX);
     Server::builder()
-        .max_concurrent_streams(CALLS_PER_CONNECTION)
-        .http2_max_header_list_size(HEADERS)
+        .max_concurrent_streams(limits.calls_per_connection)
+        .http2_max_header_list_size(header)
+        .http2_max_pending_accept_reset_streams(Some(RESETS))
         // A caller that vanished without a word is noticed and its calls end.
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .tcp_nodelay(true)
-        .layer(Refusals)
+        .http2_keepalive_interval(Some(limits.silence / PINGS))
+        .http2_keepalive_timeout(Some(limits.silence / PINGS))
+        .layer(guard)
 }
 
 fn routes(
     edge: Edge,
     reporter: &HealthReporter,
+    limits: &Limits,
 ) -> Result<Routes, tonic_reflection::server::Error> {
     let health = tonic_health::server::HealthService::from_health_reporter(reporter.clone());
+    let largest = usize::try_from(limits.request_size.get()).unwrap_or(usize::MAX);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -138,7 +116,7 @@ fn routes(
     macro_rules! limited {
         ($server:ident, $calls:ident) => {
             $server::new($calls(edge.clone()))
-                .max_decoding_message_size(LARGEST_REQUEST)
+                .max_decoding_message_size(largest)
                 .max_encoding_message_size(LARGEST_ANSWER)
         };
     }

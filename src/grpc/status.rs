@@ -6,6 +6,7 @@
 //! KiB (8 by default), so that long texts are cut there. The error of an
 //! operation travels in its message and is whole.
 
+use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::reason::{Code, Reason};
 use prost::Message;
@@ -68,13 +69,14 @@ pub(super) fn as_value(fault: &Fault) -> pb::Status {
 
 /// What tonic itself refuses before a service of ours is asked, in our terms.
 /// `None` of codes that tonic only passes on.
-pub(super) fn refused_by_transport(code: tonic::Code) -> Option<tonic::Status> {
+pub(super) fn refused_by_transport(code: tonic::Code, largest: Bytes) -> Option<tonic::Status> {
     let fault = match code {
         // Its decoder: the bytes are not the message that the call takes.
         tonic::Code::Internal => Fault::new(Reason::FieldInvalid, "the request can't be decoded"),
-        tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => {
-            Fault::new(Reason::FieldInvalid, "the request is larger than 4 MiB")
-        }
+        tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => Fault::new(
+            Reason::RequestTooLarge,
+            format!("the request is larger than {largest}"),
+        ),
         tonic::Code::Unimplemented => Fault::new(
             Reason::NotYet,
             "this version of kvmlet does not have the call",
@@ -109,6 +111,7 @@ const fn code(code: Code) -> tonic::Code {
         Code::DeadlineExceeded => tonic::Code::DeadlineExceeded,
         Code::Cancelled => tonic::Code::Cancelled,
         Code::PermissionDenied => tonic::Code::PermissionDenied,
+        Code::Unauthenticated => tonic::Code::Unauthenticated,
         Code::Unimplemented => tonic::Code::Unimplemented,
         Code::Internal => tonic::Code::Internal,
     }

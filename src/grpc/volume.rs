@@ -42,6 +42,7 @@ impl VolumeService for VolumeCalls {
         let (call, request) = Call::open("ListVolumes", request);
         call.about(&request.vm_id);
         call.read(async {
+            self.0.check_page(request.page_size)?;
             let vm: Option<VmId> = text::id("vm_id", &request.vm_id)?;
             let image: Option<ImageId> = text::id("image_id", &request.image_id)?;
             let mut all = volumes::list(&self.0.core);

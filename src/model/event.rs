@@ -43,6 +43,9 @@ pub struct Change {
     pub time: Timestamp,
     /// Why; `None` for the members of a snapshot.
     pub cause: Option<Cause>,
+    /// Who asked for it, where an operation did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Arc<str>>,
     /// What, as it is now.
     pub what: What,
     /// The labels of the VM that it is about.

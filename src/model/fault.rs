@@ -41,7 +41,11 @@ impl Fault {
         let retry_after = match reason.code() {
             Code::Unavailable => Some(Duration::from_secs(1)),
             Code::Aborted => Some(Duration::from_millis(200)),
-            Code::ResourceExhausted if reason == Reason::QueueFull => Some(Duration::from_secs(1)),
+            Code::ResourceExhausted
+                if matches!(reason, Reason::QueueFull | Reason::TooManyCalls) =>
+            {
+                Some(Duration::from_secs(1))
+            }
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -51,6 +55,7 @@ impl Fault {
             | Code::DeadlineExceeded
             | Code::Cancelled
             | Code::PermissionDenied
+            | Code::Unauthenticated
             | Code::Unimplemented
             | Code::Internal => None,
         };

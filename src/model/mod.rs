@@ -3,6 +3,7 @@
 //! Everything here can be built, compared and tested without a host. The
 //! adapters and the use cases speak in these types; the wire has its own.
 
+pub mod access;
 pub mod bytes;
 pub mod event;
 pub mod fault;

@@ -28,8 +28,10 @@ pub enum Code {
     DeadlineExceeded,
     /// The caller took it back.
     Cancelled,
-    /// Someone that kvmlet needs does not permit it.
+    /// It is not permitted: to the caller, or to kvmlet by someone that it needs.
     PermissionDenied,
+    /// Nobody knows who the caller is.
+    Unauthenticated,
     /// This version can't.
     Unimplemented,
     /// kvmlet's own fault.
@@ -51,6 +53,7 @@ impl Code {
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Cancelled => "CANCELLED",
             Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::Unauthenticated => "UNAUTHENTICATED",
             Self::Unimplemented => "UNIMPLEMENTED",
             Self::Internal => "INTERNAL",
         }
@@ -246,6 +249,12 @@ reasons! {
         "The host has not enough processors left."; "Use another host, or stop a VM.".
     QueueFull "QUEUE_FULL" ResourceExhausted:
         "Too many requests wait already."; "Try again after the given delay.".
+    TooManyCalls "TOO_MANY_CALLS" ResourceExhausted:
+        "The caller, or all together, have too many calls at work, or too large ones.";
+        "Wait for some of them, then try again; limits are in [limits].".
+    RequestTooLarge "REQUEST_TOO_LARGE" ResourceExhausted:
+        "The request is larger than requests may be.";
+        "Send less, or raise limits.request_size in the configuration.".
     TooManyWatchers "TOO_MANY_WATCHERS" ResourceExhausted:
         "Too many streams of events are open already.";
         "Close one, or raise events.watchers in the configuration.".
@@ -261,9 +270,15 @@ reasons! {
         "The journal can't be written (often: its file system is full); nothing was done.";
         "Make room on the host, then try again.".
 
+    NotAllowed "NOT_ALLOWED" PermissionDenied:
+        "The caller's role does not do for this.";
+        "Have a caller with the role of metadata.needs do it, or be given it in [access].".
     PoolDenied "POOL_DENIED" PermissionDenied:
         "The Ceph cluster refuses the configured user: its key is revoked or wrong, or its capabilities don't suffice.";
         "Repair the user's key or capabilities; kvmlet notices by itself.".
+    NotAuthenticated "NOT_AUTHENTICATED" Unauthenticated:
+        "Nobody knows who the caller is, or its certificate is not good any more.";
+        "Connect with a certificate that is valid and not revoked.".
 
     OutcomeUnknown "OUTCOME_UNKNOWN" Unknown:
         "It was sent, and whether it happened is not known."; "Read the VM before doing anything else.".

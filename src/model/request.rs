@@ -4,6 +4,7 @@
 //! These values are compared with one another ("the same request again?"), so
 //! they hold just what the caller said.
 
+use super::access::Role;
 use super::bytes::Bytes;
 use super::hardware::{Accelerator, Cpu, Firmware};
 use super::ids::{ImageId, NicId, RequestId, VmId, VolumeId};
@@ -21,15 +22,19 @@ use std::time::Duration;
 pub struct Caller {
     /// His name, for the record.
     pub name: String,
+    /// What he may do.
+    pub role: Role,
     /// His span that this is asked in, if he has one.
     pub trace: Option<TraceParent>,
 }
 
 impl Caller {
-    /// Someone who traces nothing.
-    pub fn untraced(name: impl Into<String>) -> Self {
+    /// kvmlet itself, by the name of the part that asks. It may do all, and traces
+    /// nothing.
+    pub fn own(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
+            role: Role::Admin,
             trace: None,
         }
     }

@@ -25,7 +25,7 @@ pub(super) struct Doors {
     _sockets: [Option<SocketFile>; 2],
 }
 
-pub(super) use crate::grpc::Listeners;
+pub(super) use crate::door::Listeners;
 
 /// A socket's file, removed when dropped.
 struct SocketFile(PathBuf);

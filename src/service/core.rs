@@ -13,6 +13,7 @@ use super::pools::Pools;
 use super::sinks::Board;
 use super::vms::Vms;
 use crate::config::Config;
+use crate::door::Door;
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
 use std::sync::Arc;
@@ -37,7 +38,9 @@ pub enum Readiness {
 pub struct Core {
     /// What was configured.
     pub config: Config,
-    /// The door to calls that block.
+    /// Who may come in.
+    pub door: Arc<Door>,
+    /// The gate for calls that block.
     pub gate: Arc<Gate>,
     /// The link to libvirt.
     pub hypervisor: Arc<Hypervisor>,

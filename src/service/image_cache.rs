@@ -232,7 +232,7 @@ async fn evict_image(core: &Arc<Core>, id: ImageId) -> Result<bool, Fault> {
     let envelope = Envelope {
         request_id: None,
         expected_generation: None,
-        caller: Caller::untraced(CALLER),
+        caller: Caller::own(CALLER),
         validate_only: false,
     };
     let operation = match images::delete(core, envelope, id).await {

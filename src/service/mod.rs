@@ -17,6 +17,7 @@ pub mod consoles;
 pub mod core;
 pub mod domains;
 mod ending;
+pub mod entrance;
 pub mod fault;
 pub mod feed;
 pub mod figures;

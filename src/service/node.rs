@@ -3,6 +3,7 @@
 use super::capacity::{self, Share};
 use super::clock;
 use super::core::Core;
+use super::entrance;
 use super::host::{self, HostView, Machine};
 use super::volumes::{PoolView, pools};
 use crate::journal::Rebuild;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 use uuid::Uuid;
 
 /// What does not change while the agent runs.
@@ -405,6 +407,15 @@ fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
             )
         }),
     ));
+    if let Some(certificates) = core.door.certificates() {
+        let (reason, message) = entrance::judge(&certificates, SystemTime::now());
+        conditions.push(condition(
+            "CertificatesValid".to_owned(),
+            reason == entrance::VALID,
+            reason,
+            message,
+        ));
+    }
     let maintenance = core.node.maintenance();
     let schedulable = condition(
         "Schedulable".to_owned(),

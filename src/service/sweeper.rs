@@ -154,7 +154,7 @@ async fn expunge_expired(core: &Arc<Core>, tried: &mut HashSet<VmId>) {
         let envelope = Envelope {
             request_id: None,
             expected_generation: Some(vm.generation),
-            caller: Caller::untraced(CALLER),
+            caller: Caller::own(CALLER),
             validate_only: false,
         };
         if let Err(fault) = vms::request(core, Some(vm.id), envelope, VmRequest::ExpungeVm).await {

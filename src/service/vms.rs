@@ -16,9 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
-/// Requests that may wait for one VM's worker; they only wait while it decides.
-const QUEUE_PER_VM: usize = 64;
-
 /// A VM and the way to its worker.
 #[derive(Clone)]
 struct Owned {
@@ -129,7 +126,7 @@ pub fn adopt(core: &Arc<Core>, first: View, id: VmId, unfinished: Option<Arc<Liv
 
 fn start(core: &Arc<Core>, cell: Cell, unfinished: Option<Arc<LiveOperation>>) -> Owned {
     let cell = Arc::new(cell);
-    let (queue, incoming) = mpsc::channel(QUEUE_PER_VM);
+    let (queue, incoming) = mpsc::channel(core.config.operations.queue_per_vm);
     core.tasks.spawn(worker::run(
         core.clone(),
         cell.clone(),

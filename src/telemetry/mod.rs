@@ -6,14 +6,18 @@
 //! It sets up the process-wide subscriber once and decides nothing about what
 //! is logged; that no secret is, is up to those who log.
 
+mod audit;
 mod export;
 
-use crate::config::{LogSettings, LogTarget, TraceSettings};
+pub use audit::AuditFile;
+
+use crate::config::{AuditSettings, LogSettings, LogTarget, TraceSettings};
 use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::time::Duration;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry};
@@ -31,6 +35,9 @@ pub enum TelemetryError {
     /// The system's journal can't be reached.
     #[error("the system's journal can't be reached")]
     Journald(#[source] std::io::Error),
+    /// The file of the audit log can't be opened.
+    #[error("the audit file can't be opened")]
+    Audit(#[source] std::io::Error),
     /// The collector's address is none; the configuration refuses such values.
     #[error("traces can't be sent to the collector")]
     Collector(#[from] ExporterBuildError),
@@ -39,14 +46,22 @@ pub enum TelemetryError {
     Twice(#[from] TryInitError),
 }
 
-/// Spans that are not sent yet.
+/// What is on its way out.
 #[must_use]
-pub struct Spans(Option<SdkTracerProvider>);
+pub struct Telemetry {
+    spans: Option<SdkTracerProvider>,
+    /// The file of the audit log, if there is one.
+    pub audit: Option<AuditFile>,
+}
 
-impl Spans {
-    /// Sends what has ended, and takes no more. Blocks, for `patience` at most.
+impl Telemetry {
+    /// Writes and sends what there is, and takes no more spans. Blocks, for twice
+    /// `patience` at most.
     pub fn end(self, patience: Duration) {
-        if let Some(provider) = self.0
+        if let Some(audit) = self.audit {
+            audit.flush(patience);
+        }
+        if let Some(provider) = self.spans
             && let Err(error) = provider.shutdown_with_timeout(patience)
         {
             tracing::warn!(%error, "the last spans were not sent");
@@ -63,22 +78,28 @@ impl Spans {
 /// call. Never because a collector is away.
 pub fn start(
     log: &LogSettings,
+    audit: &AuditSettings,
     traces: &TraceSettings,
     node: Option<Uuid>,
-) -> Result<Spans, TelemetryError> {
+) -> Result<Telemetry, TelemetryError> {
     let provider = match &traces.endpoint {
         Some(endpoint) => Some(export::provider(endpoint, traces, node)?),
         None => None,
     };
-    let mut layers = vec![lines(log)?];
+    let (mut layers, audit) = audit::layers(log, audit)?;
+    layers.push(lines(log)?);
     layers.extend(provider.as_ref().map(export::layer));
     tracing_subscriber::registry().with(layers).try_init()?;
-    Ok(Spans(provider))
+    Ok(Telemetry {
+        spans: provider,
+        audit,
+    })
 }
 
 /// The log.
 fn lines(settings: &LogSettings) -> Result<Box<dyn Layer<Registry> + Send + Sync>, TelemetryError> {
-    let filter = EnvFilter::try_new(&settings.level)?;
+    let audited = filter_fn(|record| !audit::is_audit(record));
+    let filter = EnvFilter::try_new(&settings.level)?.and(audited);
     Ok(if goes_to_journald(settings.target) {
         let layer = tracing_journald::layer()
             .map_err(TelemetryError::Journald)?
@@ -137,11 +158,8 @@ mod tests {
             target: LogTarget::Stderr,
         };
         let traces = TraceSettings::default();
-        let start = || start(&settings, &traces, None);
-        assert!(matches!(
-            start(),
-            Ok(Spans(None)) | Err(TelemetryError::Twice(_))
-        ));
+        let start = || start(&settings, &AuditSettings::default(), &traces, None);
+        assert!(matches!(start(), Ok(_) | Err(TelemetryError::Twice(_))));
         assert!(matches!(start(), Err(TelemetryError::Twice(_))));
     }
 }

@@ -90,7 +90,7 @@ pub(crate) fn shown(item: &Item, core: &Core) -> wire::WatchEventsResponse {
         Item::Bookmark(mark) => at(*mark, Shown::Bookmark(wire::Bookmark {})),
         Item::Event(event) => wire::WatchEventsResponse {
             time: Some(timestamp(event.change.time)),
-            cause: event.change.cause.map(cause),
+            cause: event.change.cause.map(|of| cause(of, &event.change)),
             event: what(&event.change, core),
             epoch: core.feed.position().epoch.to_string(),
             revision: event.revision,
@@ -115,7 +115,7 @@ fn what(change: &Change, core: &Core) -> Option<Shown> {
     })
 }
 
-fn cause(cause: Cause) -> wire::Cause {
+fn cause(cause: Cause, change: &Change) -> wire::Cause {
     wire::Cause {
         kind: match cause.source {
             Source::Operation => wire::CauseKind::Operation,
@@ -126,6 +126,7 @@ fn cause(cause: Cause) -> wire::Cause {
         .into(),
         operation_id: cause.operation.map(|id| id.to_string()).unwrap_or_default(),
         detail: detail(cause.detail).into(),
+        caller: change.caller.as_deref().unwrap_or_default().to_owned(),
     }
 }
 

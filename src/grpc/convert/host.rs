@@ -136,7 +136,7 @@ mod tests {
     use crate::model::reason::Reason;
 
     fn read(given: wire::SetMaintenanceRequest) -> Result<SetMaintenance, Fault> {
-        set_maintenance(given, Caller::untraced("test")).map(|(_, wish)| wish)
+        set_maintenance(given, Caller::own("test")).map(|(_, wish)| wish)
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) struct Asked {
 }
 
 /// A field with a value that it can't have.
-fn invalid(field: &str, problem: impl Into<String>) -> Fault {
+pub(super) fn invalid(field: &str, problem: impl Into<String>) -> Fault {
     Fault::field(Reason::FieldInvalid, field, problem)
 }
 

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 const DEFAULT: usize = 100;
+/// What a page may have at most, whatever is configured.
 const LARGEST: u32 = 1000;
 /// Bytes of the things on a page: clients take answers of 4 MiB unless they are
 /// told otherwise, and annotations alone may have 256 KiB.

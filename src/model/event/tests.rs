@@ -128,6 +128,7 @@ fn a_filter_takes_what_fits_and_once_more_what_no_longer_does() {
     let change = |now: &str, former: Option<&str>| Change {
         time: Timestamp(1),
         cause: None,
+        caller: None,
         what: What::Vm(Arc::new(view.clone())),
         labels: labels(now),
         former_labels: former.map(labels),

@@ -91,6 +91,16 @@ metrics! {
         "From a change to its event being durable and readable."
     EVENT_WATCHERS Gauge "kvmlet_event_watchers" []
         "Readers of events: callers that watch them, and sinks."
+    CONNECTIONS Gauge "kvmlet_connections" []
+        "Connections of callers that are open."
+    CONNECTIONS_REFUSED Counter "kvmlet_connections_refused_total" ["reason"]
+        "Connections that were closed at the door, by why."
+    CALLS_AT_WORK Gauge "kvmlet_calls_at_work" []
+        "Calls that are not answered yet, streams among them."
+    CALLS_REFUSED Counter "kvmlet_calls_refused_total" ["reason"]
+        "Calls that were refused before they were looked into, by reason."
+    CERTIFICATE_EXPIRY Gauge "kvmlet_certificate_expiry_timestamp_seconds" ["certificate"]
+        "When a certificate in use for TLS on the API expires; own, or the first of the callers' authorities."
     SINK_CONNECTED Gauge "kvmlet_sink_connected" ["sink"]
         "Whether a sink's receiver has welcomed the agent and is still there."
     SINK_LAG Gauge "kvmlet_sink_lag_events" ["sink"]

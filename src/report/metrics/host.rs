@@ -10,6 +10,7 @@ use crate::service::node::{self, NodeView};
 use crate::service::volumes::PoolView;
 use prometheus::process_collector::ProcessCollector;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 pub(super) fn fill(page: &mut Page, core: &Core) -> prometheus::Result<()> {
     let node = node::describe(core);
@@ -29,6 +30,7 @@ pub(super) fn fill(page: &mut Page, core: &Core) -> prometheus::Result<()> {
     page.gauge(&c::EVENT_REVISION, &[], core.feed.position().revision);
     page.add(core.feed.lag().clone())?;
     page.gauge(&c::EVENT_WATCHERS, &[], core.feed.readers());
+    entrance(page, core)?;
     let head = core.feed.position();
     for sink in core.sinks.list() {
         let labels = [sink.name.as_str()];
@@ -40,6 +42,27 @@ pub(super) fn fill(page: &mut Page, core: &Core) -> prometheus::Result<()> {
     page.counter(&c::LIBVIRT_RECONNECTS, &[], core.hypervisor.reconnects());
     page.gauge(&c::FOREIGN_DOMAINS, &[], node.foreign_domains);
     page.add(ProcessCollector::for_self())
+}
+
+fn entrance(page: &mut Page, core: &Core) -> prometheus::Result<()> {
+    let door = &core.door;
+    page.gauge(&c::CONNECTIONS, &[], door.open_connections());
+    page.add(door.figures.connections_refused.clone())?;
+    page.gauge(&c::CALLS_AT_WORK, &[], door.at_work());
+    page.add(door.figures.calls_refused.clone())?;
+    let Some(certificates) = door.certificates() else {
+        return Ok(());
+    };
+    for (name, expires) in [
+        ("own", certificates.own),
+        ("authority", certificates.authority),
+    ] {
+        let since = expires.and_then(|expires| expires.duration_since(UNIX_EPOCH).ok());
+        if let Some(since) = since {
+            page.gauge(&c::CERTIFICATE_EXPIRY, &[name], since.as_secs());
+        }
+    }
+    Ok(())
 }
 
 fn host(page: &mut Page, core: &Core, node: &NodeView) {

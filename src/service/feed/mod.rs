@@ -43,6 +43,8 @@ use std::time::Instant;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+/// Operations whose callers are remembered; more than are at work or end at once.
+const LATEST: usize = 4096;
 /// Events that are kept in memory for those who follow closely.
 const RING: usize = 512;
 /// Events that may wait for the journal at once, so that those of a whole host at
@@ -89,8 +91,26 @@ struct State {
     labels: HashMap<VmId, Labels>,
     /// What could not be written; told as it then is.
     untold: HashSet<Thing>,
+    /// Who asked for the latest operations.
+    callers: HashMap<OperationId, Arc<str>>,
+    /// Those operations, the oldest first.
+    latest: VecDeque<OperationId>,
     /// Nothing is told of VMs and images before the host was looked at.
     held: bool,
+}
+
+impl State {
+    fn note_caller(&mut self, id: OperationId, caller: Arc<str>) {
+        if self.callers.insert(id, caller).is_some() {
+            return;
+        }
+        self.latest.push_back(id);
+        if self.latest.len() > LATEST
+            && let Some(oldest) = self.latest.pop_front()
+        {
+            self.callers.remove(&oldest);
+        }
+    }
 }
 
 /// The feed; see the module's text.
@@ -217,6 +237,7 @@ impl Feed {
         let change = Change {
             time: now(),
             cause: Some(cause),
+            caller: None,
             what: What::Vm(view.clone()),
             former_labels: former.filter(|former| **former != *labels),
             labels,
@@ -251,7 +272,7 @@ impl Feed {
         if state.told.get(&thing) == Some(&now) {
             return;
         }
-        let change = self.change(&state, operation);
+        let change = self.change(&mut state, operation);
         let digest = (!operation.ended()).then_some(now);
         self.submit(&mut state, thing, digest, change);
     }
@@ -260,7 +281,7 @@ impl Feed {
     pub(super) fn tell_with(&self, batch: Batch, operation: &Arc<Operation>) -> Batch {
         let mut state = self.state();
         let thing = Thing::Operation(operation.id);
-        let change = self.change(&state, operation);
+        let change = self.change(&mut state, operation);
         let digest = (!operation.ended()).then(|| digest(&**operation));
         match digest {
             Some(digest) => drop(state.told.insert(thing, digest)),
@@ -275,11 +296,14 @@ impl Feed {
         self.state().told.remove(&Thing::Operation(id));
     }
 
-    fn change(&self, state: &State, operation: &Arc<Operation>) -> Change {
+    fn change(&self, state: &mut State, operation: &Arc<Operation>) -> Change {
+        let caller: Arc<str> = operation.caller.as_str().into();
+        state.note_caller(operation.id, caller.clone());
         let labels = operation
             .vm_id
             .and_then(|id| state.labels.get(&id).cloned());
         Change {
+            caller: Some(caller),
             labels: labels.unwrap_or_default(),
             ..plain(
                 What::Operation(operation.clone()),
@@ -303,7 +327,10 @@ impl Feed {
         self.submit(&mut state, thing, None, change);
     }
 
-    fn submit(&self, state: &mut State, thing: Thing, digest: Option<u64>, change: Change) {
+    fn submit(&self, state: &mut State, thing: Thing, digest: Option<u64>, mut change: Change) {
+        if let Some(id) = change.cause.and_then(|cause| cause.operation) {
+            change.caller = state.callers.get(&id).cloned();
+        }
         match digest {
             Some(digest) => drop(state.told.insert(thing, digest)),
             None => drop(state.told.remove(&thing)),
@@ -381,6 +408,7 @@ fn plain(what: What, cause: Cause) -> Change {
     Change {
         time: now(),
         cause: Some(cause),
+        caller: None,
         what,
         labels: Labels::default(),
         former_labels: None,

@@ -217,6 +217,7 @@ impl Reader {
         let change = Change {
             time: now(),
             cause: None,
+            caller: None,
             what,
             labels: labels.unwrap_or_default(),
             former_labels: None,

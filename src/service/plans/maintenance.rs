@@ -190,8 +190,8 @@ async fn stop(run: &Run, policy: StopPolicy, id: VmId) -> Result<Stopped, Fault>
             request_id: None,
             expected_generation: None,
             caller: Caller {
-                name: operation.caller.clone(),
                 trace: operation.trace.clone(),
+                ..Caller::own(operation.caller.clone())
             },
             validate_only: false,
         };

@@ -218,7 +218,7 @@ mod tests {
             stop: Some(StopPolicy::Force),
             start_after: true,
         };
-        let operation = new_operation(intent, serde_json::Value::Null, None, Caller::untraced(""));
+        let operation = new_operation(intent, serde_json::Value::Null, None, Caller::own(""));
         let plan = super::super::change(&vm, &operation, Beyond::default());
         let items: Vec<_> = plan
             .items
@@ -264,7 +264,7 @@ mod tests {
             start_after: false,
             health_check: None,
         };
-        let operation = new_operation(intent, serde_json::Value::Null, None, Caller::untraced(""));
+        let operation = new_operation(intent, serde_json::Value::Null, None, Caller::own(""));
         let chosen = new_root.id.to_string();
         for id_given in [true, false] {
             let beyond = Beyond {

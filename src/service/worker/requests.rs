@@ -2,6 +2,7 @@
 
 use super::{Answer, Asked, Worker};
 use crate::journal::Batch;
+use crate::model::access::Role;
 use crate::model::fault::Fault;
 use crate::model::image::Image;
 use crate::model::lifecycle::{Ask, Decision, Resting, decide_for};
@@ -240,6 +241,33 @@ impl Worker {
         Ok(operation)
     }
 
+    /// Who removes sooner than the host is configured to must be an admin. Of a VM
+    /// that has nothing to keep, nothing is removed too soon.
+    fn check_retention(
+        &self,
+        asked: &Asked,
+        intent: &Intent,
+        resting: Resting,
+        vm: &Vm,
+    ) -> Result<(), Fault> {
+        let Intent::DeleteVm { retention, .. } = intent else {
+            return Ok(());
+        };
+        let nothing_to_keep = resting == Resting::Failed || vm.life == Life::Expunging;
+        let configured = self.core.config.vms.retention;
+        let short = retention.is_zero() || *retention < configured;
+        let role = asked.envelope.caller.role;
+        if nothing_to_keep || !short || role >= Role::Admin {
+            return Ok(());
+        }
+        Err(Fault::new(
+            Reason::NotAllowed,
+            "DeleteVm with less retention than is configured needs the role admin",
+        )
+        .with("needs", Role::Admin.as_str())
+        .with("role", role.as_str()))
+    }
+
     async fn go(
         &mut self,
         asked: &Asked,
@@ -253,6 +281,7 @@ impl Worker {
         operation.intent = self
             .intent(request, resting, vm, operation.create_time)
             .await?;
+        self.check_retention(asked, &operation.intent, resting, vm)?;
         operation.vm_id = Some(vm.id);
         // Only what is compared with other VMs needs the lock, and only until it
         // is published: nothing here waits for a pool.

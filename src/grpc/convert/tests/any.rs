@@ -159,7 +159,7 @@ fn the_made_messages_are_not_all_refused() {
         read: fn(M, Caller) -> Result<Asked, Fault>,
     ) -> usize {
         (0..500)
-            .filter(|seed| read(request(name, *seed), Caller::untraced("")).is_ok())
+            .filter(|seed| read(request(name, *seed), Caller::own("")).is_ok())
             .count()
     }
     for (name, taken) in [
@@ -209,7 +209,7 @@ fn convert<M: Message + Default>(
 ) {
     check(
         name,
-        read(request(name, seed), Caller::untraced("uid:0")).map(drop),
+        read(request(name, seed), Caller::own("uid:0")).map(drop),
     );
 }
 
@@ -230,7 +230,7 @@ proptest! {
         convert("ReplaceRootVolumeRequest", seed, root::replace_root);
         convert("RevertRootVolumeRequest", seed, root::revert_root);
         let import = request("ImportImageRequest", seed);
-        check("ImportImageRequest", image::import_image(import, Caller::untraced("")).map(drop));
+        check("ImportImageRequest", image::import_image(import, Caller::own("")).map(drop));
         let list: wire::ListOperationsRequest = request("ListOperationsRequest", seed);
         check("ListOperationsRequest", operation::query(&list).map(drop));
     }

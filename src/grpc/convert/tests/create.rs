@@ -24,7 +24,7 @@ fn wire_create() -> wire::CreateVmRequest {
 fn read_create(change: impl FnOnce(&mut wire::CreateVmRequest)) -> Result<CreateVm, Fault> {
     let mut given = wire_create();
     change(&mut given);
-    match create::create_vm(given, Caller::untraced("uid:0"))?.request {
+    match create::create_vm(given, Caller::own("uid:0"))?.request {
         VmRequest::CreateVm(create) => Ok(*create),
         other => panic!("{other:?}"),
     }

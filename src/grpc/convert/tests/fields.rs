@@ -27,7 +27,7 @@ fn read_update(paths: &[&str], vm: wire::Vm) -> Result<VmChanges, Fault> {
         }),
         ..Default::default()
     };
-    match update::update_vm(given, Caller::untraced("uid:0"))?.request {
+    match update::update_vm(given, Caller::own("uid:0"))?.request {
         VmRequest::UpdateVm(changes) => Ok(*changes),
         other => panic!("{other:?}"),
     }
@@ -115,8 +115,7 @@ fn an_update_without_a_known_path_is_refused() {
         Reason::FieldRequired,
         "vm.hardware_profile_id",
     );
-    let no_vm =
-        update::update_vm(wire::UpdateVmRequest::default(), Caller::untraced("")).unwrap_err();
+    let no_vm = update::update_vm(wire::UpdateVmRequest::default(), Caller::own("")).unwrap_err();
     assert_eq!(
         (no_vm.reason, no_vm.fields[0].field.as_str()),
         (Reason::FieldRequired, "vm")
@@ -133,7 +132,7 @@ fn read_stop(policy: wire::StopPolicy) -> Result<StopWish, Fault> {
         stop_policy: Some(policy),
         ..Default::default()
     };
-    match power::stop_vm(given, Caller::untraced("uid:0"))?.request {
+    match power::stop_vm(given, Caller::own("uid:0"))?.request {
         VmRequest::StopVm { stop_policy, .. } => Ok(stop_policy.expect("it was given")),
         other => panic!("{other:?}"),
     }
@@ -229,7 +228,7 @@ fn a_retention_may_be_zero_and_not_negative() {
                 retention,
                 ..Default::default()
             },
-            Caller::untraced(""),
+            Caller::own(""),
         )
     };
     let VmRequest::DeleteVm { retention, .. } = read(seconds(0)).unwrap().request else {
@@ -250,7 +249,7 @@ fn a_power_state_must_be_said() {
             power_state,
             ..Default::default()
         };
-        power::set_vm_power_state(given, Caller::untraced("")).unwrap_err()
+        power::set_vm_power_state(given, Caller::own("")).unwrap_err()
     };
     assert_eq!(read(0).reason, Reason::FieldRequired);
     assert_eq!(read(9).reason, Reason::FieldInvalid);
@@ -266,7 +265,7 @@ fn read_replace(
         ..Default::default()
     };
     change(&mut given);
-    match root::replace_root(given, Caller::untraced("uid:0"))?.request {
+    match root::replace_root(given, Caller::own("uid:0"))?.request {
         VmRequest::ReplaceRootVolume(replace) => Ok(*replace),
         other => panic!("{other:?}"),
     }
@@ -325,7 +324,7 @@ fn an_import_is_checked_field_by_field() {
             ..Default::default()
         };
         change(&mut given);
-        let fault = image::import_image(given, Caller::untraced("")).unwrap_err();
+        let fault = image::import_image(given, Caller::own("")).unwrap_err();
         assert_eq!(
             (fault.reason, fault.fields[0].field.as_str()),
             (reason, field),
@@ -352,7 +351,7 @@ fn an_import_is_checked_field_by_field() {
         sha256: "AB".repeat(32),
         ..Default::default()
     };
-    let (_, import) = image::import_image(given, Caller::untraced("")).unwrap();
+    let (_, import) = image::import_image(given, Caller::own("")).unwrap();
     assert_eq!(import.sha256, Some("ab".repeat(32)));
 }
 

@@ -1,0 +1,40 @@
+//! What is counted at the door.
+
+use prometheus::{IntCounterVec, Opts};
+
+/// Why a connection is refused.
+pub(super) const CONNECTION_REASONS: [&str; 4] =
+    ["limit", "caller_limit", "handshake", "unidentified"];
+
+/// What is counted at the door.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    /// Connections that were refused, by why.
+    pub connections_refused: IntCounterVec,
+    /// Calls that were refused before a service was asked, by reason.
+    pub calls_refused: IntCounterVec,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        let counter = |name, help| {
+            IntCounterVec::new(Opts::new(name, help), &["reason"])
+                .expect("the name and the label are valid")
+        };
+        let figures = Self {
+            connections_refused: counter(
+                "kvmlet_connections_refused_total",
+                "Connections that were closed at the door, by why.",
+            ),
+            calls_refused: counter(
+                "kvmlet_calls_refused_total",
+                "Calls that were refused before they were looked into, by reason.",
+            ),
+        };
+        // From zero on: the first one must be seen as a change.
+        for reason in CONNECTION_REASONS {
+            figures.connections_refused.with_label_values(&[reason]);
+        }
+        figures
+    }
+}

@@ -1,0 +1,275 @@
+//! The door: who is on the other side of a connection, what he may do, and how much
+//! at once.
+//!
+//! Invariant: a caller is judged anew with every call, by what holds then. A role
+//! that was taken away, a certificate that has expired or been revoked, an authority
+//! that is trusted no more count on connections that are open already; and no
+//! connection is dropped because certificates change.
+//!
+//! It knows nothing of what calls there are and what they do.
+
+mod accept;
+mod connection;
+mod counts;
+mod figures;
+mod groups;
+mod peer;
+mod policy;
+mod tls;
+
+pub use accept::{Listeners, connections};
+pub use connection::Connection;
+pub use figures::Figures;
+pub use peer::Peer;
+
+/// What callers may ask for at once.
+pub use crate::config::LimitSettings as Limits;
+
+use crate::config::{AccessSettings, ApiSettings, Config, LimitSettings};
+use crate::model::access::Role;
+use counts::{Count, Counts};
+use groups::Groups;
+use peer::Identity;
+use policy::Policy;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
+use tls::{Reread, Tls};
+
+/// Of the calls that there may be at once, what viewers leave to the others.
+const OTHERS_SHARE: usize = 4;
+
+/// Who a caller is, and what he may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// His name, for the record: `uid:<n>`, `uri:<name>`, `dns:<name>`,
+    /// `sha256:<fingerprint of his certificate>` or `plaintext:<address>`.
+    pub name: Arc<str>,
+    /// What he may do; `None`: nothing.
+    pub role: Option<Role>,
+}
+
+/// Why nobody knows who a caller is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stranger {
+    /// The connection says nothing about him.
+    Nameless,
+    /// His certificate has expired since he connected.
+    Expired,
+    /// His certificate is trusted no more: revoked, or of an authority that is gone.
+    Distrusted,
+}
+
+/// What came of judging a caller.
+type Verdict = Result<Known, Stranger>;
+
+/// When certificates expire, and whether those in the files are in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificates {
+    /// When the agent's own expires.
+    pub own: Option<SystemTime>,
+    /// When the first of the callers' authorities expires.
+    pub authority: Option<SystemTime>,
+    /// Why what is in the files is not in use, if it isn't.
+    pub trouble: Option<String>,
+}
+
+struct Judge {
+    generation: u64,
+    policy: Policy,
+}
+
+/// Who may come in, and how many.
+pub struct Door {
+    judge: RwLock<Arc<Judge>>,
+    tls: Option<Tls>,
+    limits: RwLock<LimitSettings>,
+    groups: Groups,
+    /// Connections, by where they came in.
+    entrances: Counts,
+    /// Connections, by who has them.
+    callers: Counts,
+    /// Calls, by who asks.
+    calls: Counts,
+    /// Bytes of requests that are being read.
+    reading: Arc<AtomicU64>,
+    told: Mutex<Option<std::time::Instant>>,
+    /// What was counted.
+    pub figures: Figures,
+}
+
+/// One call at work; no longer counted when it is dropped.
+#[derive(Debug)]
+pub struct AtWork(#[allow(dead_code, reason = "counts until it is dropped")] Count);
+
+impl Door {
+    /// Reads certificates and looks up names, which may block. Says in words why it
+    /// can't.
+    pub fn open(config: &Config) -> Result<Self, String> {
+        let tls = config.api.tls.as_ref().map(Tls::open).transpose()?;
+        Ok(Self {
+            judge: RwLock::new(Arc::new(Judge {
+                generation: 1,
+                policy: Policy::new(&config.access, config.api.plaintext_role),
+            })),
+            tls,
+            limits: RwLock::new(config.limits),
+            groups: Groups::default(),
+            entrances: Counts::default(),
+            callers: Counts::default(),
+            calls: Counts::default(),
+            reading: Arc::default(),
+            told: Mutex::default(),
+            figures: Figures::default(),
+        })
+    }
+
+    /// What callers may ask for at once.
+    pub fn limits(&self) -> LimitSettings {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, roles, limits and certificates are these; who is connected stays
+    /// so. Looks up names and reads certificates, which may block.
+    ///
+    /// # Errors
+    /// In words: certificates that can't be used. Then those in use stay, and roles
+    /// and limits are the new ones.
+    pub fn reconfigure(
+        &self,
+        api: &ApiSettings,
+        access: &AccessSettings,
+        limits: LimitSettings,
+    ) -> Result<(), String> {
+        let policy = Policy::new(access, api.plaintext_role);
+        {
+            let mut judge = self.judge.write().unwrap_or_else(PoisonError::into_inner);
+            let generation = judge.generation + 1;
+            *judge = Arc::new(Judge { generation, policy });
+        }
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        match (&self.tls, &api.tls) {
+            (Some(tls), Some(files)) => {
+                tls.use_files(files);
+                self.reread().map_or(Ok(()), Err)
+            }
+            (None, None) => Ok(()),
+            _ => Err("turning TLS on or off needs a restart".to_owned()),
+        }
+    }
+
+    /// Reads the certificates again, which may block, and uses what has changed.
+    /// Returns why it can't be used, if that is so.
+    pub fn reread(&self) -> Option<String> {
+        let tls = self.tls.as_ref()?;
+        let former = tls.trouble();
+        match tls.reread() {
+            Reread::Same => None,
+            Reread::Changed => {
+                tracing::info!("new certificates are in use; connections stay");
+                None
+            }
+            Reread::Refused(trouble) => {
+                if former.as_ref() != Some(&trouble) {
+                    tracing::error!(
+                        error = trouble,
+                        "certificates can't be used; the former ones stay in use"
+                    );
+                }
+                Some(trouble)
+            }
+        }
+    }
+
+    /// The certificates in use; `None` without TLS.
+    pub fn certificates(&self) -> Option<Certificates> {
+        let tls = self.tls.as_ref()?;
+        let material = tls.material();
+        Some(Certificates {
+            own: material.expires,
+            authority: material.authority_expires,
+            trouble: tls.trouble(),
+        })
+    }
+
+    /// Who is on the other side, by what holds now.
+    ///
+    /// # Errors
+    /// If nobody knows.
+    pub fn judge(&self, peer: &Peer) -> Result<Known, Stranger> {
+        if let Identity::Certificate(certificate) = &peer.identity {
+            let now = SystemTime::now();
+            if certificate.expires.is_none_or(|expires| expires <= now) {
+                return Err(Stranger::Expired);
+            }
+            if !self.trusts(peer, certificate) {
+                return Err(Stranger::Distrusted);
+            }
+        }
+        let judge = self
+            .judge
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut judged = peer.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*judged {
+            Some((generation, verdict)) if *generation == judge.generation => verdict.clone(),
+            _ => {
+                let verdict = match peer.identity {
+                    Identity::Unknown => Err(Stranger::Nameless),
+                    _ => {
+                        let (role, name) = judge.policy.role(&peer.identity);
+                        Ok(Known {
+                            name: name.into(),
+                            role,
+                        })
+                    }
+                };
+                *judged = Some((judge.generation, verdict.clone()));
+                verdict
+            }
+        }
+    }
+
+    fn trusts(&self, peer: &Peer, certificate: &peer::Certificate) -> bool {
+        let Some(tls) = &self.tls else {
+            return false;
+        };
+        let material = tls.material();
+        if peer.verified.load(Ordering::Relaxed) == material.generation {
+            return true;
+        }
+        let trusted = material.trusts(certificate);
+        if trusted {
+            peer.verified.store(material.generation, Ordering::Relaxed);
+        }
+        trusted
+    }
+
+    /// Counts a call of a caller; `None`: he, or all together, have enough of them.
+    pub fn begin(&self, known: &Known) -> Option<AtWork> {
+        let limits = self.limits();
+        let most = match known.role {
+            Some(Role::Operator | Role::Admin) => limits.calls,
+            Some(Role::Viewer) | None => limits.calls - limits.calls / OTHERS_SHARE,
+        };
+        self.calls
+            .add(&known.name, limits.calls_per_caller, most)
+            .map(AtWork)
+    }
+
+    /// Calls that are at work.
+    pub fn at_work(&self) -> usize {
+        self.calls.all()
+    }
+
+    /// Connections that are open.
+    pub fn open_connections(&self) -> usize {
+        self.entrances.all()
+    }
+
+    /// How many bytes of requests are being read.
+    pub fn reading(&self) -> Arc<AtomicU64> {
+        self.reading.clone()
+    }
+}
