@@ -13,6 +13,7 @@ pub mod holdings;
 pub mod images;
 pub mod invariants;
 pub mod libvirtd;
+pub mod pki;
 pub mod refusal;
 pub mod watch;
 pub mod world;
