@@ -25,6 +25,8 @@ pub struct Setup {
     pub uri: String,
     /// Further lines for sections, and for the pool `other`, such as `("vms", "retention = \"1s\"")`.
     pub lines: Vec<(&'static str, String)>,
+    /// What is logged.
+    pub log_level: &'static str,
     /// Further whole sections at the end.
     pub more: String,
     /// The pool for what names none.
@@ -42,6 +44,7 @@ impl Default for Setup {
         Self {
             uri: SIMULATED.to_owned(),
             lines: Vec::new(),
+            log_level: "info,kvmlet=debug",
             more: String::new(),
             default_pool: "default",
             environment: Vec::new(),
@@ -80,7 +83,7 @@ impl Setup {
             ("journal", format!("path = \"{}\"", journal.display())),
             (
                 "log",
-                "level = \"info,kvmlet=debug\"\ntarget = \"stderr\"".to_owned(),
+                format!("level = \"{}\"\ntarget = \"stderr\"", self.log_level),
             ),
             ("images", format!("allowed_dirs = [\"{home}/import\"]")),
             (

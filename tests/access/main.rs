@@ -1,0 +1,17 @@
+//! Who may do what: the real daemon on libvirt's simulated driver, over mutual TLS
+//! and the Unix socket, with callers of every kind.
+//!
+//! Callers of another local user need root, and say so without it.
+
+// clippy allows it in a test function, not in what it calls.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod audit;
+mod by_request;
+mod rotation;
+mod stand;
+mod table;
+mod trust;
