@@ -150,8 +150,8 @@ async fn run(
 ) -> Result<Duration, Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
     let door = Arc::new(
-        Door::open(&config)
-            .map_err(|words| refusal(BAD_CONFIGURATION, format!("api.tls: {words}")))?,
+        // Files may be there soon: it is worth to try again.
+        Door::open(&config).map_err(|words| refusal(1, format!("api.tls: {words}")))?,
     );
     if let Some(role) = config.api.plaintext_role {
         tracing::warn!(

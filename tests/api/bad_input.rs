@@ -188,9 +188,15 @@ fn texts() -> Vec<Case> {
                 r.annotations.insert("a".to_owned(), "a".repeat(300 << 10));
             },
         ),
-        invalid("a huge request", "FIELD_INVALID", &[], |r| {
-            r.annotations.insert("a".to_owned(), "a".repeat(5 << 20));
-        }),
+        case(
+            "a huge request",
+            Code::ResourceExhausted,
+            "REQUEST_TOO_LARGE",
+            &[],
+            |r| {
+                r.annotations.insert("a".to_owned(), "a".repeat(5 << 20));
+            },
+        ),
     ]
 }
 
