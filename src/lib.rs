@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod faultpoint;
 pub mod grpc;
+pub mod hardening;
 pub mod journal;
 pub mod libvirt;
 pub mod model;

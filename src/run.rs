@@ -81,6 +81,7 @@ pub fn serve(args: ServeArgs) -> ExitCode {
 }
 
 fn prepare(args: ServeArgs) -> Result<(), Refusal> {
+    crate::hardening::keep_memory_private().map_err(|error| refusal(1, chain(&error)))?;
     let _armed = faultpoint::arm();
     let (config, _scratch) = configuration(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
