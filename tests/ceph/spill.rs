@@ -94,9 +94,10 @@ pub type Place = (String, Vec<u8>);
 /// Every plain file in a folder and those in it, as far as they don't vanish.
 pub fn files(folder: &Path) -> Vec<Place> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let kind = entry.file_type().unwrap();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
         if kind.is_dir() {
             found.extend(files(&entry.path()));
         } else if kind.is_file() {
