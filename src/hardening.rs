@@ -7,7 +7,7 @@
 //! on core files, which they inherit.
 
 use nix::sys::prctl::set_dumpable;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Makes the process one that leaves no core file and that no other process of its
 /// user can look into. To be called before any secret is read; a repeat changes
@@ -16,7 +16,10 @@ use nix::sys::resource::{Resource, setrlimit};
 /// # Errors
 /// The kernel's; a process that may do less than any other is refused nothing.
 pub fn keep_memory_private() -> nix::Result<()> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // The hard limit stays: libvirt's driver, where it runs in this process
+    // (qemu:///embed), sets that of its guests, and may not always go above it.
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, hard)?;
     // Also where a core file would go to a program: that is not held by the limit.
     set_dumpable(false)
 }

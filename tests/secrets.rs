@@ -103,8 +103,8 @@ async fn a_daemon_that_crashes_leaves_no_core_file() {
     let core = limits
         .lines()
         .find_map(|line| line.strip_prefix("Max core file size"));
-    let core: Vec<_> = core.unwrap().split_whitespace().collect();
-    assert_eq!(core[..2], ["0", "0"], "{limits}");
+    let soft = core.unwrap().split_whitespace().next();
+    assert_eq!(soft, Some("0"), "{limits}");
     kill(daemon.pid(), Signal::SIGABRT).unwrap();
     let status = daemon.end().await;
     assert_eq!(status.signal(), Some(Signal::SIGABRT as i32));

@@ -1,6 +1,9 @@
 //! Where a secret could have spilled: what a daemon writes, tells and starts, and the
 //! forms that a secret may take there.
 
+// Each test binary uses its own part of it.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
 use super::support::daemon::Daemon;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
