@@ -11,6 +11,7 @@ pub mod config;
 pub mod door;
 pub mod faultpoint;
 pub mod grpc;
+pub mod hardening;
 pub mod journal;
 pub mod libvirt;
 pub mod model;

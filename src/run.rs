@@ -86,6 +86,7 @@ pub fn serve(args: ServeArgs) -> ExitCode {
 }
 
 fn prepare(args: ServeArgs) -> Result<(), Refusal> {
+    crate::hardening::keep_memory_private().map_err(|error| refusal(1, chain(&error)))?;
     let _armed = faultpoint::arm();
     let path = args.config.clone();
     let (config, _scratch) = configuration(args)?;

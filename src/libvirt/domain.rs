@@ -2,6 +2,7 @@
 
 use super::connection::Host;
 use super::error::{ErrorKind, LibvirtError};
+use super::ffi;
 use super::power::{self, Power};
 use super::uri::HypervisorKind;
 use super::xml::{self, AttachedDisk, DomainSpec, Metadata, read, write};
@@ -13,6 +14,7 @@ use virt::domain::Domain;
 use virt::enumutil::Enum;
 use virt::error::{Error as VirtError, ErrorNumber};
 use virt_sys as sys;
+use zeroize::Zeroizing;
 
 /// What libvirt knows about one domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -511,14 +513,12 @@ impl Host {
             })?;
         let device = write::vnc_password(&endpoint, password, valid_until)
             .map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Invalid, e))?;
-        self.on_domain(WHAT, id, |d| {
-            d.update_device_flags(&device, sys::VIR_DOMAIN_AFFECT_LIVE)
-        })
-        .map_err(|error| LibvirtError {
-            // libvirt quotes what it can't parse.
-            message: error.message.replace(password, "***"),
-            ..error
-        })
+        self.on_domain(WHAT, id, |d| ffi::update_device_secretly(d, &device))
+            .map_err(|error| LibvirtError {
+                // libvirt quotes what it can't parse.
+                message: Zeroizing::new(error.message).replace(password, "***"),
+                ..error
+            })
     }
 }
 

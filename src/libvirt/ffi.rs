@@ -23,6 +23,7 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::Error as VirtError;
 use virt_sys as sys;
+use zeroize::Zeroizing;
 
 /// Starts libvirt's event loop on a thread of its own, once per process.
 ///
@@ -454,6 +455,24 @@ unsafe extern "C" {
 pub(super) fn set_agent_timeout(domain: &Domain, seconds: c_int) -> Result<(), VirtError> {
     // SAFETY: the domain is held for as long as it is borrowed.
     let done = unsafe { sys::virDomainAgentSetResponseTimeout(domain.as_ptr(), seconds, 0) };
+    if done < 0 {
+        Err(VirtError::last_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Changes a device of the running domain to what a text says that holds a secret:
+/// the copy that C needs is erased. The text has no NUL in it.
+pub(super) fn update_device_secretly(domain: &Domain, xml: &str) -> Result<(), VirtError> {
+    let mut text = Zeroizing::new(Vec::with_capacity(xml.len() + 1));
+    text.extend_from_slice(xml.as_bytes());
+    text.push(0);
+    let text = CStr::from_bytes_with_nul(&text).expect("XML has no NUL");
+    let live = sys::VIR_DOMAIN_AFFECT_LIVE;
+    // SAFETY: the domain is held for as long as it is borrowed, and the text ends
+    // with its only NUL.
+    let done = unsafe { sys::virDomainUpdateDeviceFlags(domain.as_ptr(), text.as_ptr(), live) };
     if done < 0 {
         Err(VirtError::last_error())
     } else {

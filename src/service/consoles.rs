@@ -16,15 +16,16 @@ use crate::model::view::View;
 use rand::seq::IndexedRandom;
 use std::fmt;
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// RFB's VNC authentication takes 8 characters and no more (RFC 6143, 7.2.2).
 const PASSWORD_LENGTH: usize = 8;
 /// Letters and digits, without those that people confuse.
 const PASSWORD_LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789";
 
-/// A VNC password. Never shown by `Debug`.
+/// A VNC password. Never shown by `Debug`, and erased when dropped.
 #[derive(Clone)]
-pub struct VncPassword(String);
+pub struct VncPassword(Zeroizing<String>);
 
 impl VncPassword {
     fn random() -> Self {
@@ -33,7 +34,10 @@ impl VncPassword {
             let letters = PASSWORD_LETTERS;
             char::from(*letters.choose(&mut random).expect("there are letters"))
         };
-        Self((0..PASSWORD_LENGTH).map(letter).collect())
+        // One that grows would leave its beginnings behind.
+        let mut password = Zeroizing::new(String::with_capacity(PASSWORD_LENGTH));
+        password.extend((0..PASSWORD_LENGTH).map(letter));
+        Self(password)
     }
 
     /// The password itself, for the one answer that carries it.

@@ -12,6 +12,7 @@ mod support;
 mod audit;
 mod by_request;
 mod rotation;
+mod silent;
 mod stand;
 mod table;
 mod trust;

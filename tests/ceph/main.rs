@@ -16,6 +16,7 @@ mod lab;
 mod life;
 mod outage;
 mod secrets;
+mod spill;
 mod tag;
 
 use support::ceph::{Cluster, Daemon, USER};

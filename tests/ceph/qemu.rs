@@ -24,8 +24,10 @@ mod libvirtd;
 mod outage;
 #[path = "qemu/power.rs"]
 mod power;
+mod receivers;
 #[path = "qemu/root.rs"]
 mod root;
+mod spill;
 
 use bench::Bench;
 use libtest_mimic::{Arguments, Trial};
@@ -60,7 +62,7 @@ const TESTS: &[Test] = tests![
     Beside root::a_root_goes_to_another_ceph_pool_by_its_tag_and_comes_back_with_its_bytes,
     Beside power::a_guest_is_not_started_while_another_client_has_its_root_open,
     Beside root::a_new_root_that_does_not_stay_up_is_switched_back_to_the_old_ceph_pool,
-    Beside key::the_key_is_nowhere_but_in_its_file,
+    Beside key::no_secret_is_in_what_is_written_told_or_started,
     Alone outage::guests_go_on_without_libvirt_and_start_again_after_it,
     Alone outage::a_guest_is_stopped_by_force_while_its_storage_hangs_and_starts_after_it,
     Alone key::a_key_that_was_changed_is_what_the_next_start_uses,

@@ -1,17 +1,50 @@
 //! Displays: who may see them, and what they show.
 
-use super::bench::Bench;
+#[path = "../ceph/spill.rs"]
+mod spill;
+
+use super::bench::{self, Bench, Host};
 use super::rfb::{self, Login};
-use super::support::{PATIENCE, until};
+use super::support::daemon::Setup;
+use super::support::{self, PATIENCE, until};
 use kvmlet::proto::v1::*;
+use spill::Secret;
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use tempfile::TempDir;
+
+/// A daemon that logs all that it and its libraries say, and libvirt's root. Its
+/// displays are on ports that no other daemon looks for.
+async fn talkative(bench: &Bench) -> (Host, TempDir) {
+    const KNOWN: &str = "cache/qemu/capabilities";
+    const SETTINGS: &str = "etc/qemu.conf";
+    let root = tempfile::Builder::new()
+        .prefix("kvmlet-q")
+        .permissions(PermissionsExt::from_mode(0o711))
+        .tempdir_in("/tmp")
+        .unwrap();
+    let known = bench.host.known();
+    let first = known.to_str().unwrap().strip_suffix(KNOWN).unwrap();
+    bench::copy_known(&known, &root.path().join(KNOWN));
+    let settings = fs::read_to_string(format!("{first}{SETTINGS}")).unwrap();
+    let ports = "remote_display_port_min = 6100\nremote_display_port_max = 6199\n";
+    fs::create_dir(root.path().join("etc")).unwrap();
+    fs::write(root.path().join(SETTINGS), settings + ports).unwrap();
+    let uri = format!("qemu:///embed?root={}", root.path().display());
+    let setup = Setup {
+        launcher: spill::at_trace(),
+        ..Setup::on(uri).with("vnc", "password_ttl = \"6s\"")
+    };
+    (Host::with(setup).await, root)
+}
 
 /// Asks for a console.
-async fn console(bench: &Bench, vm_id: &str) -> VncConsole {
+async fn console(host: &Host, vm_id: &str) -> VncConsole {
     let request = GetVncConsoleRequest {
         vm_id: vm_id.to_owned(),
     };
-    let mut consoles = bench.host.daemon.api().consoles();
+    let mut consoles = host.daemon.api().consoles();
     let answer = consoles.get_vnc_console(request).await;
     answer.unwrap().into_inner()
 }
@@ -31,19 +64,22 @@ async fn login(console: &VncConsole, password: &str) -> Login {
 }
 
 pub async fn each_console_has_a_fresh_password_that_expires(bench: &Bench) {
-    let guest = bench
-        .guest_with("idle", |request| {
-            request.vnc = Some(NewVnc { enabled: true });
+    let (host, root) = talkative(bench).await;
+    let image = bench.import(&host, "idle").await;
+    let guest = host
+        .create(CreateVmRequest {
+            vnc: Some(NewVnc { enabled: true }),
+            ..bench::request(&image)
         })
         .await;
-    let first = console(bench, &guest.id).await;
-    assert!(first.enabled);
+    let first = console(&host, &guest.id).await;
+    assert!(first.enabled && first.port >= 6100, "{first:?}");
     assert_eq!(first.password.len(), 8);
     assert_eq!(login(&first, &first.password).await, Login::Accepted);
     assert_eq!(login(&first, "not this").await, Login::Refused);
     assert_eq!(login(&first, "").await, Login::Refused);
 
-    let second = console(bench, &guest.id).await;
+    let second = console(&host, &guest.id).await;
     assert_ne!(second.password, first.password);
     assert_eq!(login(&second, &first.password).await, Login::Refused);
     assert_eq!(login(&second, &second.password).await, Login::Accepted);
@@ -52,9 +88,21 @@ pub async fn each_console_has_a_fresh_password_that_expires(bench: &Bench) {
     })
     .await;
 
-    let log = bench.host.daemon.log();
+    // libvirt's state of a guest that runs has the password, for root alone.
+    let state = format!("run/qemu/kvmlet-{}.xml", guest.id);
+    let state = root.path().join(state).display().to_string();
+    let mut places = spill::files(host.daemon.home());
+    places.extend(spill::files(root.path()));
+    assert!(places.iter().any(|(place, _)| *place == state));
+    places.retain(|(place, _)| *place != state);
+    places.extend(spill::told(&host.daemon).await);
+    places.extend(spill::processes());
+    assert!(host.daemon.log().contains(" TRACE h2::"), "it says all");
     for password in [&first.password, &second.password] {
-        assert!(!log.contains(password), "a password in the log");
+        let secret = Secret::new("a VNC password", password);
+        for (place, content) in &places {
+            secret.is_not_in(place, content);
+        }
     }
     guest.remove().await;
 }

@@ -28,6 +28,7 @@ mod ask;
 mod death;
 mod host;
 mod outage;
+mod qemu_frozen;
 mod room;
 #[allow(dead_code)]
 mod small;
@@ -73,6 +74,7 @@ const TESTS: &[Test] = tests![
     death::qemu_is_killed_while_it_starts,
     death::qemu_is_killed_while_it_is_saved,
     death::qemu_is_killed_while_it_is_asked_to_stop,
+    qemu_frozen::qemu_is_killed_before_it_has_answered_to_a_stop,
     death::qemu_is_killed_while_its_root_is_replaced,
 ];
 

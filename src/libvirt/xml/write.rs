@@ -15,13 +15,19 @@ use crate::model::nic::Attachment;
 use crate::model::time::Timestamp;
 use crate::model::view::VncEndpoint;
 use crate::model::volume::{DiskSource, RbdSource, VolumeFormat};
+use quick_xml::escape::escape;
 use rand::Rng;
 use rand::distr::Alphanumeric;
+use std::borrow::Cow;
 use std::path::Path;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime, Time, UtcOffset};
 use uuid::Uuid;
+use zeroize::Zeroizing;
+
+/// The place of a display's password.
+const NO_PASSWORD: &str = "passwd=\"\"";
 
 fn el(name: &'static str) -> Element {
     Element::new(name)
@@ -395,12 +401,13 @@ fn vnc(spec: &VncSpec) -> Element {
         .child(listen(spec.listen.to_string()))
 }
 
-/// The display's device as it is, but for its password.
+/// The display's device as it is, but for its password. That is put into the
+/// finished text, so that nothing that is not erased has seen it.
 pub(in super::super) fn vnc_password(
     display: &VncEndpoint,
     password: &str,
     valid_until: Option<Timestamp>,
-) -> Result<String, XmlError> {
+) -> Result<Zeroizing<String>, XmlError> {
     if !matches!(password.len(), 1..=8) || !password.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(XmlError::Password);
     }
@@ -408,11 +415,22 @@ pub(in super::super) fn vnc_password(
         .with("type", "vnc")
         .with("port", display.port.to_string())
         .with("autoport", "yes")
-        .with("passwd", password);
+        .with("passwd", "");
     if let Some(time) = valid_until {
         device = device.with("passwdValidTo", valid_to(time));
     }
-    device.child(listen(display.address.to_string())).to_xml()
+    let text = device.child(listen(display.address.to_string())).to_xml()?;
+    let at = text.find(NO_PASSWORD).expect("it was written") + NO_PASSWORD.len() - 1;
+    let (before, after) = text.split_at(at);
+    let escaped = match escape(password) {
+        Cow::Borrowed(password) => Zeroizing::new(password.to_owned()),
+        Cow::Owned(password) => Zeroizing::new(password),
+    };
+    let mut whole = Zeroizing::new(String::with_capacity(text.len() + escaped.len()));
+    for part in [before, &escaped, after] {
+        whole.push_str(part);
+    }
+    Ok(whole)
 }
 
 /// A time as libvirt reads it: UTC, whole seconds, no zone.

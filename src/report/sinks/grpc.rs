@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use zeroize::Zeroizing;
 
 /// What waits in front of the connection; more is held back.
 const QUEUE: usize = 16;
@@ -76,10 +77,11 @@ impl GrpcSink {
     }
 }
 
-/// Reads a file whose path is named in the problem.
-pub(super) async fn read(path: &Path) -> Result<Vec<u8>, Problem> {
+/// Reads a file, which may hold a secret, and whose path is named in the problem.
+pub(super) async fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Problem> {
     tokio::fs::read(path)
         .await
+        .map(Zeroizing::new)
         .map_err(|error| Problem::from_error(&path.display().to_string(), &error))
 }
 

@@ -63,17 +63,15 @@ impl NatsSink {
         match &settings.login {
             NatsLogin::None => Ok(options),
             NatsLogin::Credentials(path) => options
-                .credentials_file(path)
-                .await
+                .credentials(text(&read(path).await?, "the file of credentials")?)
                 .map_err(|error| Problem::from_error(&path.display().to_string(), &error)),
             NatsLogin::User {
                 name,
                 password_file,
             } => {
-                let password = String::from_utf8(read(password_file).await?)
-                    .map_err(|_| Problem::new("the password is no text"))?;
-                let password = password.trim_end_matches('\n').to_owned();
-                Ok(options.user_and_password(name.clone(), password))
+                let password = read(password_file).await?;
+                let password = text(&password, "the password")?.trim_end_matches('\n');
+                Ok(options.user_and_password(name.clone(), password.to_owned()))
             }
         }
     }
@@ -98,6 +96,11 @@ impl NatsSink {
             .map(drop)
             .map_err(|error| Problem::from_error("the stream", &error))
     }
+}
+
+/// A secret as text; the problem does not quote it.
+fn text<'a>(secret: &'a [u8], what: &str) -> Result<&'a str, Problem> {
+    str::from_utf8(secret).map_err(|_| Problem::new(format!("{what} is no text")))
 }
 
 #[async_trait]

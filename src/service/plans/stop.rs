@@ -29,6 +29,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long a guest whose QEMU failed a call may take to be shown as off.
+const MOMENT: Duration = Duration::from_secs(2);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+
 pub(super) fn plan(cell: Arc<Cell>, policy: StopPolicy) -> Plan {
     vec![Box::new(StopGuest {
         cell,
@@ -262,10 +267,42 @@ impl StopGuest {
                 self.cell.touch();
                 Ok(None)
             }
+            // A QEMU that dies while it is asked fails the call, and only then is
+            // shown as off.
+            Err(error) if error.kind == ErrorKind::Other => {
+                if self.ends(run).await {
+                    tracing::info!(error = chain(&error), "the guest ended while it was asked");
+                    self.cell.touch();
+                    return Ok(None);
+                }
+                tracing::warn!(error = chain(&error), "libvirt call failed");
+                Err(from_libvirt(&error))
+            }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "libvirt call failed");
                 Err(from_libvirt(&error))
             }
+        }
+    }
+
+    /// Whether the guest is off within a moment.
+    async fn ends(&self, run: &Run) -> bool {
+        let mut view = self.cell.watch();
+        let off = async {
+            loop {
+                if matches!(has_power(run, &self.cell).await, Ok(false)) {
+                    return;
+                }
+                tokio::select! {
+                    _ = view.wait_for(|view| !is_on(view)) => return,
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = off => true,
+            () = tokio::time::sleep(MOMENT) => false,
+            () = run.core.stopping.cancelled() => false,
         }
     }
 

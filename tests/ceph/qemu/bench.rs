@@ -1,7 +1,9 @@
 //! What all tests share, and a guest to watch.
 
 use super::libvirtd::Libvirtd;
+use super::receivers::Receivers;
 use super::sector::BootSector;
+use super::spill;
 use super::support::api::{Api, force, id};
 use super::support::ceph::Cluster;
 use super::support::daemon::{Daemon, Setup};
@@ -21,7 +23,7 @@ use tonic::{Response, Status};
 /// The longest that a guest may take to boot, translated, beside others.
 const BOOT: Duration = Duration::from_secs(120);
 
-/// Cluster, libvirt and daemon; dropped, they end in this order: the daemon, the
+/// Cluster, libvirt, daemon and those that it tells of changes; dropped, they end in this order: the daemon, the
 /// guests with libvirt, the cluster.
 pub struct Bench {
     runtime: Runtime,
@@ -29,6 +31,7 @@ pub struct Bench {
     pub daemon: Daemon,
     pub libvirtd: Libvirtd,
     pub cluster: Cluster,
+    pub receivers: Receivers,
     /// The daemon's scratch folder.
     _scratch: TempDir,
 }
@@ -61,11 +64,13 @@ impl Bench {
             (cluster, libvirtd.join().expect("libvirt starts"))
         });
         let scratch = tempfile::tempdir().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let receivers = runtime.block_on(Receivers::start());
         let setup = Setup {
-            more: cluster.pool_section(scratch.path()),
+            launcher: spill::at_trace(),
+            more: cluster.pool_section(scratch.path()) + receivers.section(),
             ..Setup::on(libvirtd.uri())
         };
-        let runtime = Runtime::new().unwrap();
         let daemon = runtime.block_on(Daemon::start(setup));
         // QEMU must get through to its console's log.
         fs::set_permissions(daemon.home(), PermissionsExt::from_mode(0o711)).unwrap();
@@ -78,6 +83,7 @@ impl Bench {
             daemon,
             libvirtd,
             cluster,
+            receivers,
             _scratch: scratch,
         }
     }
@@ -101,6 +107,24 @@ impl Bench {
     pub fn run(&self, test: impl Future<Output = ()>) {
         let _told = TellOnPanic(self);
         self.runtime.block_on(test);
+    }
+
+    /// How the daemon refuses what can't be done to a guest that runs.
+    pub async fn refusals(&self, vm_id: &str) -> Vec<Status> {
+        let vms = self.daemon.api().vms();
+        let vm_id = vm_id.to_owned();
+        let resume = ResumeVmRequest {
+            vm_id: vm_id.clone(),
+            expected_generation: Some(4711),
+            ..Default::default()
+        };
+        let recover = RecoverVmRequest {
+            vm_id,
+            ..Default::default()
+        };
+        let resumed = vms.clone().resume_vm(resume).await.map(drop);
+        let recovered = vms.clone().recover_vm(recover).await.map(drop);
+        [resumed, recovered].map(Result::unwrap_err).into()
     }
 
     /// Imports an image by its name here into the cluster; one of its own for each

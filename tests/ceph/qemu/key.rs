@@ -1,14 +1,16 @@
-//! The key of the cluster's user: where it is not, and what happens when it changes.
+//! Secrets: where they are not, and what happens when the key of the cluster's user
+//! changes.
 
 use super::bench::Bench;
 use super::sector::LINE;
+use super::spill::{self, Secret};
 use super::support::api::force;
 use super::support::ceph::{Cluster, USER};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kvmlet::proto::v1::*;
 use std::fs;
-use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
 /// The key that a text of Ceph's has in it.
@@ -19,93 +21,117 @@ fn key_in(text: &str) -> String {
     line.expect("a key").trim().to_owned()
 }
 
-/// A key in both forms that it may be found in.
-struct Key {
-    text: String,
-    bytes: Vec<u8>,
+/// The key of the cluster's user, as text and decoded.
+fn key(cluster: &Cluster) -> Secret {
+    let text = key_in(&fs::read_to_string(cluster.keyring()).unwrap());
+    let whole = STANDARD.decode(&text).unwrap();
+    // What is before the secret itself is a header, and alike in many keys.
+    Secret::new("the key", &whole[12..]).or(&text)
 }
 
-impl Key {
-    fn of(cluster: &Cluster) -> Self {
-        let text = key_in(&fs::read_to_string(cluster.keyring()).unwrap());
-        let whole = STANDARD.decode(&text).unwrap();
-        Self {
-            text,
-            // What is before the secret itself is a header, and alike in many keys.
-            bytes: whole[12..].to_vec(),
-        }
+/// Fresh passwords of a guest's display; the last one holds.
+async fn passwords(bench: &Bench, vm_id: &str, count: usize) -> Vec<String> {
+    let mut passwords = Vec::new();
+    for _ in 0..count {
+        let request = GetVncConsoleRequest {
+            vm_id: vm_id.to_owned(),
+        };
+        let answer = bench.daemon.api().consoles().get_vnc_console(request).await;
+        passwords.push(answer.unwrap().into_inner().password);
     }
-
-    fn is_in(&self, content: &[u8]) -> bool {
-        let found = |wanted: &[u8]| content.windows(wanted.len()).any(|part| part == wanted);
-        found(self.text.as_bytes()) || found(&self.bytes)
-    }
+    passwords
 }
 
-/// Every plain file in a folder and those in it.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let kind = entry.file_type().unwrap();
-        if kind.is_dir() {
-            found.extend(files(&entry.path()));
-        } else if kind.is_file() {
-            found.push(entry.path());
-        } else {
-            assert!(kind.is_symlink() || kind.is_socket() || kind.is_fifo());
-        }
-    }
-    found
-}
-
-pub async fn the_key_is_nowhere_but_in_its_file(bench: &Bench) {
-    let key = Key::of(&bench.cluster);
-    let guest = bench.guest("idle", |_| {}).await;
+pub async fn no_secret_is_in_what_is_written_told_or_started(bench: &Bench) {
+    let guest = bench
+        .guest("idle", |request| {
+            request.vnc = Some(NewVnc { enabled: true });
+        })
+        .await;
     guest.has_said(LINE, 1).await;
-    let libvirtd = &bench.libvirtd;
+    let (libvirtd, api) = (&bench.libvirtd, bench.daemon.api());
+    bench.receivers.are_reached(&api).await;
+    bench.receivers.have_heard_of(&guest.id).await;
+    let passwords = passwords(bench, &guest.id, 5).await;
+    let mut secrets = vec![key(&bench.cluster)];
+    secrets.extend(passwords.iter().map(|p| Secret::new("a VNC password", p)));
+    secrets.extend(bench.receivers.secrets());
+    let key = &secrets[0];
+
+    // libvirt writes down what it needs to find the guest again: the password that
+    // holds, for root alone, in memory (/run) as long as the guest runs. Nothing else.
+    let state = libvirtd
+        .folder()
+        .join(format!("run/qemu/kvmlet-{}.xml", guest.id));
+    let allowed = state.display().to_string();
+    let kept = fs::metadata(&state).unwrap();
+    assert_eq!((kept.permissions().mode() & 0o777, kept.uid()), (0o600, 0));
+    let content = fs::read(&state).unwrap();
+    let (last, others) = secrets[1..6].split_last().unwrap();
+    assert!(last.is_in(&content), "else there is no need to allow it");
+    for secret in others.iter().chain([key]).chain(&secrets[6..]) {
+        secret.is_not_in(&allowed, &content);
+    }
 
     // In no file of the daemon's (its log, its journal, its configuration) and in
     // none of libvirt's (definitions, states, logs, secrets).
-    let own = files(bench.daemon.home());
-    let libvirts = files(libvirtd.folder());
-    for needed in ["journal.db", "log"] {
-        assert!(own.contains(&bench.daemon.home().join(needed)), "{own:?}");
+    let mut places = spill::files(bench.daemon.home());
+    places.extend(spill::files(libvirtd.folder()));
+    let written = |path: &str| places.iter().any(|(place, _)| place == path);
+    for needed in ["journal.db", "journal.db-wal", "log"] {
+        let needed = bench.daemon.home().join(needed).display().to_string();
+        assert!(written(&needed), "no {needed}");
     }
     for needed in [
         format!("log/qemu/kvmlet-{}.log", guest.id),
         format!("etc/qemu/kvmlet-{}.xml", guest.id),
-        format!("run/qemu/kvmlet-{}.xml", guest.id),
     ] {
-        let needed = libvirtd.folder().join(needed);
-        assert!(libvirts.contains(&needed), "no {needed:?} in {libvirts:?}");
+        let needed = libvirtd.folder().join(needed).display().to_string();
+        assert!(written(&needed), "no {needed}");
     }
-    let mut places = 0;
-    for file in own.iter().chain(&libvirts) {
-        // Files come and go.
-        if let Ok(content) = fs::read(file) {
-            assert!(!key.is_in(&content), "the key is in {}", file.display());
-            places += 1;
-        }
-    }
-    assert!(places > 10, "{places}");
+    assert!(written(&allowed));
+    places.retain(|(place, _)| *place != allowed);
+    assert!(bench.daemon.log().contains(" TRACE h2::"), "it says all");
 
-    // Neither is it told by libvirt, with all that it tells.
-    for security in [&[][..], &["--security-info"]] {
-        for inactive in [&[][..], &["--inactive"]] {
-            let command = [&["dumpxml", &guest.id], security, inactive].concat();
-            let xml = libvirtd.virsh(&command);
-            assert!(xml.contains("<secret type='ceph'"), "{xml}");
-            assert!(!key.is_in(xml.as_bytes()), "the key is in {command:?}");
-        }
-    }
-    for file in ["cmdline", "environ"] {
-        let content = fs::read(format!("/proc/{}/{file}", guest.qemu())).unwrap();
-        assert!(file != "cmdline" || String::from_utf8_lossy(&content).contains("rbd"));
-        assert!(!key.is_in(&content), "the key is in QEMU's {file}");
+    // In nothing that the daemon tells its callers and receivers.
+    places.extend(bench.receivers.stored());
+    places.extend(spill::told(&bench.daemon).await);
+    for (what, told) in [
+        ("VMs", format!("{:?}", api.all_vms().await)),
+        ("operations", format!("{:?}", api.all_operations().await)),
+        ("the node", format!("{:?}", api.node().await)),
+        ("errors", format!("{:?}", bench.refusals(&guest.id).await)),
+    ] {
+        places.push((what.to_owned(), told.into_bytes()));
     }
 
-    // libvirt keeps it in memory and gives it to nobody.
+    // In nothing that libvirt tells whoever may not see secrets.
+    for inactive in [&[][..], &["--inactive"]] {
+        let command = [&["dumpxml", &guest.id], inactive].concat();
+        let xml = libvirtd.virsh(&command);
+        assert!(xml.contains("<secret type='ceph'") && xml.contains("type='vnc'"));
+        places.push((command.join(" "), xml.into_bytes()));
+    }
+
+    // In no command line and no environment.
+    let processes = spill::processes();
+    let qemu = format!("/proc/{}/cmdline", guest.qemu());
+    let (_, line) = processes.iter().find(|(place, _)| *place == qemu).unwrap();
+    assert!(String::from_utf8_lossy(line).contains("rbd"));
+    places.extend(processes);
+
+    assert!(places.len() > 50, "{}", places.len());
+    for (place, content) in &places {
+        for secret in &secrets {
+            secret.is_not_in(place, content);
+        }
+    }
+
+    // The key is not told either to those who may see secrets: libvirt keeps it in
+    // memory and gives it to nobody.
+    let xml = libvirtd.virsh(&["dumpxml", &guest.id, "--security-info"]);
+    assert!(last.is_in(xml.as_bytes()));
+    key.is_not_in("the XML with secrets", xml.as_bytes());
     let listed = libvirtd.virsh(&["secret-list"]);
     let lines: Vec<_> = listed.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(lines.len(), 1, "{listed}");
@@ -115,16 +141,9 @@ pub async fn the_key_is_nowhere_but_in_its_file(bench: &Bench) {
     let secret = lines[0].split_whitespace().next().unwrap();
     let value = libvirtd.virsh_output(&["secret-get-value", secret]);
     assert!(!value.status.success(), "{value:?}");
-    assert!(!key.is_in(&value.stdout) && !key.is_in(&value.stderr));
+    key.is_not_in("an answer of virsh", &[value.stdout, value.stderr].concat());
     let secrets = libvirtd.folder().join("etc/secrets");
-    assert_eq!(
-        if secrets.exists() {
-            files(&secrets)
-        } else {
-            vec![]
-        },
-        [""; 0].map(PathBuf::from)
-    );
+    assert!(!secrets.exists() || spill::files(&secrets).is_empty());
     guest.remove().await;
 }
 
