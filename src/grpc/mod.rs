@@ -11,6 +11,8 @@ mod caller;
 mod console;
 mod convert;
 mod edge;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod health;
 mod image;
 mod node;

@@ -1,5 +1,7 @@
 //! Images that were made to harm, or by mistake.
 
+mod folder;
+
 use crate::support::{Place, failure, run};
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::image::ImageFormat;

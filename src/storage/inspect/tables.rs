@@ -61,6 +61,8 @@ pub(super) fn check<R: Read + Seek>(
         ));
     }
     map.take("L1 table", header.l1_offset, l1_bytes)?;
+    // Before they are read: one of them would be nonsense.
+    map.refuse_overlaps()?;
 
     let blocks = read_entries(
         file,
@@ -140,7 +142,7 @@ struct Region {
 struct Map {
     cluster: u64,
     length: u64,
-    /// In order once [`Map::refuse_overlaps`] has been called.
+    /// In order after [`Map::refuse_overlaps`].
     taken: Vec<Region>,
 }
 
@@ -165,6 +167,10 @@ impl Map {
                 "more tables than the file has clusters",
             ));
         }
+        // What is left of its last cluster is nobody else's.
+        let end = end
+            .checked_next_multiple_of(self.cluster)
+            .ok_or_else(misplaced)?;
         self.taken.push(Region {
             start: offset,
             end,
