@@ -11,6 +11,7 @@ mod contract_cases;
 mod support;
 
 mod guards;
+mod header;
 mod held;
 mod lab;
 mod life;
