@@ -16,6 +16,8 @@ mod held;
 mod lab;
 mod life;
 mod outage;
+#[allow(unreachable_pub)]
+mod planted;
 mod secrets;
 mod tag;
 
