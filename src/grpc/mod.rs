@@ -12,6 +12,8 @@ mod call;
 mod console;
 mod convert;
 mod edge;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod health;
 mod image;
 mod node;

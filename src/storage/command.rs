@@ -2,11 +2,13 @@
 //!
 //! A child has an empty environment but for the C locale and a fixed path, no
 //! input, bounded output, a leash ([`Task`]) that kills it, and dies with the
-//! thread that started it (the thread waits for it, so: with this process).
-//! Limits on memory, CPU time and written bytes are set where it reads what
-//! others made.
+//! thread that started it (the thread waits for it, so: with this process). It has
+//! few open files, leaves no core dump, gains no privileges, and inherits no
+//! descriptor that this process opened: all of them close when it becomes another
+//! program. Limits on memory, CPU time and written bytes are set where it reads
+//! what others made.
 //!
-//! The last three are done by util-linux's `setpriv` and `prlimit`, which set
+//! Its death, privileges and limits are set by util-linux's `setpriv` and `prlimit`, which set
 //! them and then become the tool: the same process id, and no code of ours
 //! between fork and exec.
 
@@ -14,6 +16,7 @@ use super::error::{StorageError, StorageErrorKind};
 use super::task::Task;
 use crate::model::bytes::Bytes;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -26,6 +29,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(50);
 /// What is kept of an output; the rest is read and dropped.
 const MAX_OUTPUT: usize = 1 << 20;
+/// Open files: what a client of a large Ceph cluster needs.
+const FILES: u64 = 4096;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a child that reads what others made may use.
@@ -134,15 +139,19 @@ fn start(
     )]
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--no-new-privs", "--"]);
+    // Nobody may raise what this process itself is held to.
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(FILES, |(_, hard)| hard.min(FILES));
+    command
+        .args(["prlimit", "--core=0"])
+        .arg(format!("--nofile={files}"));
     if let Some(limits) = limits {
         command
-            .arg("prlimit")
             .arg(format!("--as={}", limits.memory.get()))
             .arg(format!("--cpu={}", limits.cpu.as_secs().max(1)))
-            .arg(format!("--fsize={}", limits.file.get()))
-            .args(["--core=0", "--"]);
+            .arg(format!("--fsize={}", limits.file.get()));
     }
     command
+        .arg("--")
         .arg(tool)
         .args(arguments)
         .env_clear()
@@ -198,5 +207,89 @@ impl Drop for Running {
         // Both fail only for a child that has been collected, which is no harm.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::{AsRawFd, RawFd};
+    use std::os::unix::net::UnixStream;
+
+    fn told(tool: &str, arguments: &[&str], limits: Option<Limits>) -> String {
+        let arguments: Vec<_> = arguments.iter().map(OsString::from).collect();
+        let task = Task::within(Duration::from_secs(60));
+        let finished = run(tool, &arguments, limits, &task, |_| ()).expect("it runs");
+        let printed = finished.success(tool).expect("it succeeds");
+        String::from_utf8(printed).expect("text")
+    }
+
+    const OUTSIDE: Limits = Limits {
+        memory: Bytes::gib(1),
+        cpu: Duration::from_secs(7),
+        file: Bytes::mib(3),
+    };
+
+    #[test]
+    fn a_child_inherits_none_of_our_descriptors() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = File::create(folder.path().join("file")).expect("a file");
+        let opened = File::open(folder.path()).expect("it opens");
+        let database = rusqlite::Connection::open(folder.path().join("db")).expect("a database");
+        database
+            .execute_batch("CREATE TABLE t (n)")
+            .expect("it is written");
+        let (one, other) = UnixStream::pair().expect("a pair");
+        let (from, to) = std::io::pipe().expect("a pipe");
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let ours: [RawFd; 8] = [
+            file.as_raw_fd(),
+            opened.as_raw_fd(),
+            one.as_raw_fd(),
+            other.as_raw_fd(),
+            from.as_raw_fd(),
+            to.as_raw_fd(),
+            tcp.as_raw_fd(),
+            udp.as_raw_fd(),
+        ];
+        let targets = ours.map(|fd| {
+            let link = fs::read_link(format!("/proc/self/fd/{fd}")).expect("it is open");
+            link.display().to_string()
+        });
+        for limits in [None, Some(OUTSIDE)] {
+            let seen = told("ls", &["-l", "/proc/self/fd"], limits);
+            assert!(seen.contains(" 0 -> /dev/null"), "{seen}");
+            for target in &targets {
+                assert!(!seen.contains(target), "{target} in {seen}");
+            }
+            let folder = folder.path().display().to_string();
+            assert!(!seen.contains(&folder), "the database in {seen}");
+        }
+    }
+
+    #[test]
+    fn every_child_has_limits_and_no_way_to_more_privileges() {
+        for (limits, outside) in [(None, false), (Some(OUTSIDE), true)] {
+            let status = told("cat", &["/proc/self/status"], limits);
+            assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+            let seen = told("cat", &["/proc/self/limits"], limits);
+            let limit = |name: &str| {
+                let line = seen.lines().find_map(|line| line.strip_prefix(name));
+                let words: Vec<_> = line.expect(name).split_whitespace().collect();
+                (words[0].to_owned(), words[1].to_owned())
+            };
+            let both = |n: u64| (n.to_string(), n.to_string());
+            assert_eq!(limit("Max core file size"), both(0));
+            let (_, files) = limit("Max open files");
+            assert!(files.parse::<u64>().expect("a number") <= FILES, "{files}");
+            if outside {
+                assert_eq!(limit("Max address space"), both(1 << 30));
+                assert_eq!(limit("Max cpu time"), both(7));
+                assert_eq!(limit("Max file size"), both(3 << 20));
+            }
+        }
     }
 }

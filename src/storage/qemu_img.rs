@@ -29,15 +29,25 @@ pub(crate) fn create(
     backing: Option<&str>,
     task: &Task,
 ) -> Result<(), StorageError> {
+    run(
+        "qemu-img",
+        &creating(path, size, backing),
+        None,
+        task,
+        |_| (),
+    )?
+    .success("qemu-img create")
+    .map(drop)
+}
+
+fn creating(path: &Path, size: Bytes, backing: Option<&str>) -> Vec<OsString> {
     let mut arguments = words(&["create", "-q", "-f", "qcow2", "-o", OPTIONS]);
     if let Some(backing) = backing {
         arguments.extend(words(&["-u", "-F", "qcow2", "-b", backing]));
     }
     arguments.push(path.into());
     arguments.push(size.get().to_string().into());
-    run("qemu-img", &arguments, None, task, |_| ())?
-        .success("qemu-img create")
-        .map(drop)
+    arguments
 }
 
 /// Converts a checked image into a qcow2 file of our own, under limits.
@@ -52,12 +62,16 @@ pub(crate) fn convert(
     data_size: Bytes,
     task: &Task,
 ) -> Result<(), StorageError> {
+    let limits = limits(virtual_size, data_size);
+    run_convert(&converting(from, format, to), limits, virtual_size, task)
+}
+
+fn converting(from: &OsStr, format: ImageFormat, to: &Path) -> Vec<OsString> {
     let mut arguments = words(&["convert", "-p", "-f", format.as_str(), "-O", "qcow2"]);
     arguments.extend(words(&["-o", OPTIONS]));
     arguments.push(from.into());
     arguments.push(to.into());
-    let limits = limits(virtual_size, data_size);
-    run_convert(&arguments, limits, virtual_size, task)
+    arguments
 }
 
 /// What reading an image from outside may use.
@@ -99,19 +113,21 @@ pub(crate) fn fill(
     data_size: Bytes,
     task: &Task,
 ) -> Result<(), StorageError> {
+    let limits = limits(virtual_size, data_size);
+    run_convert(&filling(from, format, to), limits, virtual_size, task)
+}
+
+fn filling(from: &OsStr, format: ImageFormat, to: &OsStr) -> Vec<OsString> {
     let mut arguments = words(&["convert", "-p", "-n", "--target-is-zero"]);
     arguments.extend(words(&["-f", format.as_str(), "-O", "raw"]));
     arguments.push(from.into());
     arguments.push(to.into());
-    let limits = limits(virtual_size, data_size);
-    run_convert(&arguments, limits, virtual_size, task)
+    arguments
 }
 
 /// Checks the tables of a file of ours; leaks and errors both fail.
 pub(crate) fn check(path: &Path, task: &Task) -> Result<(), StorageError> {
-    let mut arguments = words(&["check", "-q", "-f", "qcow2", "--output=json"]);
-    arguments.push(path.into());
-    let finished = run("qemu-img", &arguments, None, task, |_| ())?;
+    let finished = run("qemu-img", &checking(path), None, task, |_| ())?;
     let report: serde_json::Value = match serde_json::from_slice(&finished.stdout) {
         Ok(report) => report,
         // It prints no report when it can't open the file.
@@ -131,6 +147,12 @@ pub(crate) fn check(path: &Path, task: &Task) -> Result<(), StorageError> {
         ));
     }
     finished.success("qemu-img check").map(drop)
+}
+
+fn checking(path: &Path) -> Vec<OsString> {
+    let mut arguments = words(&["check", "-q", "-f", "qcow2", "--output=json"]);
+    arguments.push(path.into());
+    arguments
 }
 
 /// The most that a converted file can take: the data, its tables (an entry of 8
@@ -187,6 +209,61 @@ fn parse(text: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
+    /// What follows an option.
+    fn after(arguments: &[OsString], option: &str) -> String {
+        let at = arguments.iter().position(|argument| argument == option);
+        let at = at.unwrap_or_else(|| panic!("no {option} in {arguments:?}"));
+        arguments[at + 1].to_str().expect("text").to_owned()
+    }
+
+    #[test]
+    fn every_command_line_names_every_format() {
+        // Names that another reader would take for options or protocols.
+        let (from, to) = (OsStr::new("/p/json:{}"), Path::new("/p/nbd:x"));
+        for format in [ImageFormat::Raw, ImageFormat::Qcow2] {
+            let line = converting(from, format, to);
+            assert_eq!(after(&line, "-f"), format.as_str());
+            assert_eq!(after(&line, "-O"), "qcow2");
+            let line = filling(from, format, OsStr::new("rbd:p/i"));
+            assert_eq!(after(&line, "-f"), format.as_str());
+            assert_eq!(after(&line, "-O"), "raw");
+        }
+        assert_eq!(after(&checking(to), "-f"), "qcow2");
+        let line = creating(to, Bytes(512), None);
+        assert_eq!(after(&line, "-f"), "qcow2");
+        assert!(!line.contains(&OsString::from("-b")));
+        let line = creating(to, Bytes(512), Some("base"));
+        assert_eq!(after(&line, "-f"), "qcow2");
+        assert_eq!(after(&line, "-F"), "qcow2");
+        assert_eq!(after(&line, "-b"), "base");
+    }
+
+    #[test]
+    fn no_command_line_is_made_elsewhere() {
+        fn walk(folder: &Path, met: &mut Vec<(String, usize)>) {
+            for entry in fs::read_dir(folder).expect("the sources") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    walk(&path, met);
+                    continue;
+                }
+                let text = fs::read_to_string(&path).expect("a source");
+                let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+                let tools = ["\"qemu-img\"", "\"qemu-io\"", "\"qemu-nbd\""];
+                let uses = tools.map(|tool| code.matches(tool).count()).iter().sum();
+                if uses > 0 {
+                    let name = path.file_name().unwrap_or_default();
+                    met.push((name.to_string_lossy().into_owned(), uses));
+                }
+            }
+        }
+        let mut met = Vec::new();
+        walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut met);
+        // Making, checking, and the two that convert.
+        assert_eq!(met, [("qemu_img.rs".to_owned(), 3)]);
+    }
 
     #[test]
     fn progress_is_read_from_pieces_of_any_length() {

@@ -15,6 +15,7 @@ mod behind;
 mod capacity;
 mod create;
 mod events;
+mod fuzz;
 mod host;
 mod image_cache;
 mod maintenance;

@@ -11,10 +11,13 @@ mod contract_cases;
 mod support;
 
 mod guards;
+mod header;
 mod held;
 mod lab;
 mod life;
 mod outage;
+#[allow(unreachable_pub)]
+mod planted;
 mod secrets;
 mod spill;
 mod tag;

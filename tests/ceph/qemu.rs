@@ -14,8 +14,12 @@ mod support;
 #[path = "../qemu_libvirt/guest.rs"]
 mod sector;
 
+mod planted;
+
 #[path = "qemu/bench.rs"]
 mod bench;
+#[path = "qemu/header.rs"]
+mod header;
 #[path = "qemu/key.rs"]
 mod key;
 #[path = "qemu/libvirtd.rs"]
@@ -63,6 +67,7 @@ const TESTS: &[Test] = tests![
     Beside power::a_guest_is_not_started_while_another_client_has_its_root_open,
     Beside root::a_new_root_that_does_not_stay_up_is_switched_back_to_the_old_ceph_pool,
     Beside key::no_secret_is_in_what_is_written_told_or_started,
+    Beside header::a_qcow2_header_that_a_guest_wrote_opens_no_other_file,
     Alone outage::guests_go_on_without_libvirt_and_start_again_after_it,
     Alone outage::a_guest_is_stopped_by_force_while_its_storage_hangs_and_starts_after_it,
     Alone key::a_key_that_was_changed_is_what_the_next_start_uses,

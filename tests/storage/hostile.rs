@@ -1,12 +1,16 @@
 //! Images that were made to harm, or by mistake.
 
+mod folder;
+
 use crate::support::{Place, failure, run};
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::image::ImageFormat;
 use kvmlet::storage::inspect::{DEFAULT_MAX_VIRTUAL_SIZE, Qcow2Header, inspect};
 use kvmlet::storage::{BadImageKind, StorageErrorKind};
 use proptest::prelude::*;
+use std::collections::HashSet;
 use std::io::Cursor;
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// A small good image, made by QEMU: 1 MiB of data in a disk of 64 MiB.
@@ -363,6 +367,21 @@ fn a_raw_disk_must_be_of_an_allowed_size() {
     let refused = StorageErrorKind::BadImage(BadImageKind::VirtualSize);
     assert_eq!(failure(check(1025, Bytes(1024))), refused);
     assert_eq!(failure(check(0, Bytes(1024))), refused);
+}
+
+/// What the fuzzer found to be different from all else.
+#[test]
+fn the_corpus_of_the_fuzzer_is_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/image");
+    let mut verdicts = HashSet::new();
+    for entry in std::fs::read_dir(folder).expect("the corpus") {
+        let bytes = std::fs::read(entry.expect("an entry").path()).expect("an image");
+        verdicts.insert(verdict(&bytes, ImageFormat::Qcow2));
+        verdicts.insert(verdict(&bytes, ImageFormat::Raw));
+    }
+    // Good ones, and those that are refused for most of the reasons that there are.
+    assert!(verdicts.contains(&Ok(())));
+    assert!(verdicts.len() > 10, "{verdicts:?}");
 }
 
 proptest! {

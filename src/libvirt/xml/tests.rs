@@ -6,14 +6,19 @@ use super::spec::{
 use super::{METADATA_NAMESPACE, read, write};
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Cpu, Firmware};
-use crate::model::ids::{NicId, VmId};
+use crate::model::ids::{ImageId, NicId, VmId};
 use crate::model::nic::{Attachment, MacAddress, NicModel};
+use crate::model::request::{CreateVm, HardwareWish, NewNic, NewVolume};
 use crate::model::time::Timestamp;
 use crate::model::view::VncEndpoint;
-use crate::model::volume::{DiskSource, VolumeFormat, VolumeQos};
+use crate::model::volume::{
+    CephAccess, CephMonitor, DiskSource, RbdSource, VolumeFormat, VolumeQos,
+};
 use proptest::prelude::*;
 use roxmltree::{Document, Node};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use uuid::Uuid;
 
 fn spec() -> DomainSpec {
     let id = VmId::random();
@@ -121,6 +126,107 @@ fn legal() -> impl Strategy<Value = String> {
         .prop_filter("XML carries it", |text| super::check_text(text).is_ok())
 }
 
+/// Any text that a record carries: JSON escapes what XML can't say, but for the two
+/// that the API refuses.
+fn carried() -> impl Strategy<Value = String> {
+    let chars = prop_oneof![
+        any::<char>(),
+        (0_u8..0x20).prop_map(char::from),
+        Just('\u{7f}'),
+        Just('"'),
+        Just('\\')
+    ];
+    proptest::collection::vec(chars, 0..40)
+        .prop_map(|chars| chars.into_iter().collect::<String>())
+        .prop_filter("not a noncharacter", |text| {
+            !text.contains(['\u{fffe}', '\u{ffff}'])
+        })
+}
+
+/// A domain with a name in each place that has one.
+fn spec_of_devices(names: &[String]) -> DomainSpec {
+    let rbd = RbdSource {
+        pool: names[6].clone(),
+        image: names[7].clone(),
+        snapshot: Some(names[8].clone()),
+        access: CephAccess {
+            conf: "/conf".into(),
+            user: names[10].clone(),
+            keyring: "/keyring".into(),
+            monitors: vec![CephMonitor {
+                host: names[9].clone(),
+                port: Some(3300),
+            }],
+            secret: Uuid::nil(),
+        },
+    };
+    let bridge = Attachment::Bridge {
+        name: names[0].clone(),
+        vlan: Some(7),
+    };
+    let network = Attachment::LibvirtNetwork {
+        name: names[1].clone(),
+    };
+    DomainSpec {
+        machine: names[2].clone(),
+        cpu: Cpu::Custom(names[3].clone()),
+        emulator: Some(PathBuf::from(&names[4])),
+        disks: vec![DiskSpec {
+            serial: names[5].clone(),
+            source: DiskSource::Rbd(Box::new(rbd)),
+            format: VolumeFormat::Raw,
+            backing: Some((
+                DiskSource::File(PathBuf::from(&names[11])),
+                VolumeFormat::Raw,
+            )),
+            ..disk(0)
+        }],
+        nics: vec![nic(bridge, None), nic(network, None)],
+        ..spec()
+    }
+}
+
+/// What was asked for, with a text in each place that has one.
+fn wish(texts: &[String]) -> CreateVm {
+    let text = |at: usize| texts[at].clone();
+    let map = |key: usize, value: usize| BTreeMap::from([(text(key), text(value))]);
+    CreateVm {
+        vm_id: None,
+        name: text(0),
+        description: text(1),
+        labels: map(2, 3),
+        annotations: map(4, 5),
+        package: text(6),
+        hardware_profile_id: Some(text(7)),
+        hardware: HardwareWish::default(),
+        image_id: ImageId(Uuid::nil()),
+        root_volume: NewVolume {
+            name: text(8),
+            pool: Some(text(9)),
+            description: text(10),
+            annotations: map(11, 12),
+            ..NewVolume::default()
+        },
+        data_volumes: Vec::new(),
+        nics: vec![NewNic {
+            nic_id: None,
+            network_id: Some(text(13)),
+            mac: None,
+            model: NicModel::Virtio,
+            mtu: None,
+            ip_addresses: vec![text(0)],
+            metadata: map(1, 2),
+            attachment: Some(Attachment::LibvirtNetwork { name: text(3) }),
+        }],
+        vnc: true,
+        system_tags: vec![text(4)],
+        user_tags: vec![text(5), text(6)],
+        platform: text(7),
+        os: text(8),
+        start: true,
+    }
+}
+
 proptest! {
     #[test]
     fn any_legal_text_comes_back_and_changes_no_structure(
@@ -146,6 +252,66 @@ proptest! {
         prop_assert_eq!(read::disks(&xml).unwrap()[0].source.clone(), Some(path));
         let element = write::metadata(&odd.metadata).unwrap();
         prop_assert_eq!(read::metadata(&element).unwrap(), odd.metadata);
+    }
+
+    #[test]
+    fn every_name_of_a_device_comes_back_and_changes_no_structure(
+        names in proptest::collection::vec(legal(), 12),
+    ) {
+        let plain = spec_of_devices(&vec!["x".to_owned(); 12]);
+        let xml = written(&spec_of_devices(&names));
+        prop_assert_eq!(structure(&xml), structure(&written(&plain)));
+        let document = Document::parse(&xml).unwrap();
+        let attributes = |element: &str, attribute: &str| -> Vec<String> {
+            let all = document.descendants().filter(|n| n.has_tag_name(element));
+            all.filter_map(|n| n.attribute(attribute).map(str::to_owned)).collect()
+        };
+        let texts = |element: &str| -> Vec<String> {
+            let all = document.descendants().filter(|n| n.has_tag_name(element));
+            all.map(|n| n.text().unwrap_or_default().to_owned()).collect()
+        };
+        prop_assert_eq!(attributes("source", "bridge"), &names[0..1]);
+        prop_assert_eq!(attributes("source", "network"), &names[1..2]);
+        prop_assert_eq!(attributes("type", "machine"), &names[2..3]);
+        prop_assert_eq!(attributes("type", "arch"), ["x86_64"]);
+        // That of the video is without text.
+        prop_assert_eq!(&texts("model")[0], &names[3]);
+        prop_assert_eq!(texts("emulator"), &names[4..5]);
+        prop_assert_eq!(texts("serial")[0].clone(), names[5].clone());
+        let image = format!("{}/{}", names[6], names[7]);
+        prop_assert_eq!(attributes("source", "name"), [image.clone()]);
+        prop_assert_eq!(read::disks(&xml).unwrap()[0].source.clone(), Some(image));
+        prop_assert_eq!(attributes("snapshot", "name"), &names[8..9]);
+        prop_assert_eq!(attributes("host", "name"), &names[9..10]);
+        prop_assert_eq!(attributes("auth", "username"), &names[10..11]);
+        prop_assert_eq!(attributes("source", "file"), &names[11..12]);
+    }
+
+    #[test]
+    fn a_record_of_any_text_comes_back_from_the_domain(
+        texts in proptest::collection::vec(carried(), 14),
+    ) {
+        let wish = wish(&texts);
+        let plain = spec();
+        let mut odd = plain.clone();
+        odd.metadata.record = serde_json::to_string(&wish).unwrap();
+        let xml = written(&odd);
+        prop_assert_eq!(structure(&xml), structure(&written(&plain)));
+        let document = Document::parse(&xml).unwrap();
+        let ours = document
+            .descendants()
+            .find(|n| n.tag_name().namespace() == Some(METADATA_NAMESPACE))
+            .unwrap();
+        let found = read::metadata(&xml[ours.range()]).unwrap();
+        prop_assert_eq!(serde_json::from_str::<CreateVm>(&found.record).unwrap(), wish);
+    }
+
+    #[test]
+    fn the_name_of_a_ceph_users_key_comes_back(usage in legal()) {
+        let id = Uuid::nil();
+        let xml = write::ceph_secret(id, &usage).unwrap();
+        prop_assert_eq!(structure(&xml), structure(&write::ceph_secret(id, "x").unwrap()));
+        prop_assert_eq!(value(&xml, "usage/name").unwrap(), usage);
     }
 
     #[test]

@@ -22,6 +22,10 @@ const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
 
+/// Bits that a reader may ignore, and these two that QEMU does not.
+const BITMAPS: u64 = 1 << 0;
+const DATA_FILE_RAW: u64 = 1 << 1;
+
 const EXTENSION_END: u32 = 0;
 const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
@@ -41,6 +45,7 @@ pub struct Qcow2Header {
     pub(super) refcount_table_offset: u64,
     pub(super) refcount_table_clusters: u32,
     incompatible: u64,
+    autoclear: u64,
     crypt_method: u32,
     snapshots: u32,
     extensions: Vec<u32>,
@@ -73,11 +78,12 @@ impl Qcow2Header {
         }
         let cluster = 1_u64 << cluster_bits;
 
-        let (incompatible, refcount_order, length) = if version == 2 {
-            (0, 4, 72)
+        let (incompatible, autoclear, refcount_order, length) = if version == 2 {
+            (0, 0, 4, 72)
         } else {
             (
                 u64_at(&fields, 72),
+                u64_at(&fields, 88),
                 u32_at(&fields, 96),
                 u64::from(u32_at(&fields, 100)),
             )
@@ -120,6 +126,7 @@ impl Qcow2Header {
             refcount_table_offset: u64_at(&fields, 48),
             refcount_table_clusters: u32_at(&fields, 56),
             incompatible,
+            autoclear,
             crypt_method: u32_at(&fields, 32),
             snapshots: u32_at(&fields, 60),
             extensions,
@@ -130,6 +137,9 @@ impl Qcow2Header {
                 BadImageKind::UnknownFeature,
                 format!("bits {unknown:#x}"),
             ));
+        }
+        if incompatible & COMPRESSION_TYPE != 0 {
+            read_compression_type(file, length)?;
         }
         if header.extended_l2() && cluster_bits < 14 {
             return Err(bad(
@@ -146,7 +156,10 @@ impl Qcow2Header {
         if let Some(name) = &self.backing_file {
             return Err(bad(BadImageKind::BackingFile, format!("{name:?}")));
         }
-        if self.incompatible & DATA_FILE != 0 || self.extensions.contains(&EXTENSION_DATA_FILE) {
+        if self.incompatible & DATA_FILE != 0
+            || self.autoclear & DATA_FILE_RAW != 0
+            || self.extensions.contains(&EXTENSION_DATA_FILE)
+        {
             return Err(bad(BadImageKind::DataFile, "an external data file"));
         }
         if self.crypt_method != 0 || self.extensions.contains(&EXTENSION_ENCRYPTION) {
@@ -157,6 +170,10 @@ impl Qcow2Header {
         }
         if self.snapshots != 0 {
             return Err(bad(BadImageKind::Snapshots, self.snapshots));
+        }
+        // QEMU would follow their tables, which are nowhere else needed.
+        if self.autoclear & BITMAPS != 0 {
+            return Err(bad(BadImageKind::UnknownFeature, "persistent bitmaps"));
         }
         if self.incompatible & CORRUPT != 0 {
             return Err(bad(BadImageKind::Corrupt, "repair it with qemu-img check"));
@@ -170,6 +187,22 @@ impl Qcow2Header {
     /// Tells whether a cluster's parts are allocated one by one.
     pub(super) fn extended_l2(&self) -> bool {
         self.incompatible & EXTENDED_L2 != 0
+    }
+}
+
+/// Refuses a way of compression other than the two that QEMU knows.
+fn read_compression_type<R: Read + Seek>(file: &mut R, header: u64) -> Result<(), StorageError> {
+    let mut kind = [0];
+    if header > V3_LENGTH as u64 {
+        read_at(file, V3_LENGTH as u64, &mut kind)?;
+    }
+    match kind {
+        // zlib has no bit.
+        [1] => Ok(()),
+        [other] => Err(bad(
+            BadImageKind::UnknownFeature,
+            format!("compression of type {other}"),
+        )),
     }
 }
 

@@ -8,7 +8,7 @@ use super::super::error::StorageError;
 use super::super::inspect::Qcow2Header;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// No chain that anyone makes is longer; one that goes round ends.
@@ -47,8 +47,13 @@ pub(super) fn stands_on(target: &Path, disks: &[String]) -> Result<Option<String
     Ok(user.cloned())
 }
 
-/// Opens a disk without waiting for what it may be else than a file.
+/// Opens a disk. A guest of others could have written the name, and there are
+/// devices for which to be opened is an order.
 fn open(path: &Path) -> io::Result<File> {
+    let kind = path.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     OpenOptions::new()
         .read(true)
         .custom_flags(nix::libc::O_NONBLOCK)
@@ -62,4 +67,22 @@ fn below(path: &Path, mut file: File) -> Option<PathBuf> {
     // A relative one is meant from where the file really is.
     let home = path.canonicalize().ok()?;
     Some(home.parent()?.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_names_a_device_or_a_pipe_does_not_get_it_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let file = folder.path().join("file");
+        File::create(&file).expect("a file");
+        assert!(open(&file).is_ok());
+        for path in [pipe.as_path(), Path::new("/dev/null"), folder.path()] {
+            assert!(open(path).is_err(), "{}", path.display());
+        }
+    }
 }
