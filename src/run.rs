@@ -86,6 +86,7 @@ pub fn serve(args: ServeArgs) -> ExitCode {
 }
 
 fn prepare(args: ServeArgs) -> Result<(), Refusal> {
+    crate::hardening::close_strangers().map_err(|error| refusal(1, chain(&error)))?;
     crate::hardening::keep_memory_private().map_err(|error| refusal(1, chain(&error)))?;
     let _armed = faultpoint::arm();
     let path = args.config.clone();

@@ -169,3 +169,22 @@ fn a_secret_is_found_in_each_form() {
     let binary = Secret::new("a key", b"\x00\xff\"abcdefgh");
     assert!(binary.is_in(br#"Bytes(b"\x00\xff\"abcdefgh")"#));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_starter_left_open_is_closed() {
+    let setup = Setup {
+        launcher: ["sh", "-c", "exec 9</etc/hostname; exec \"$@\"", "sh"]
+            .map(str::to_owned)
+            .into(),
+        ..Setup::default()
+    };
+    let daemon = Daemon::start(setup).await;
+    let folder = format!("/proc/{}/fd", daemon.pid());
+    let mut open = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let leads = fs::read_link(entry.unwrap().path()).unwrap_or_default();
+        assert_ne!(leads.to_str(), Some("/etc/hostname"));
+        open += 1;
+    }
+    assert!(open > 5, "what it opened itself is there");
+}
