@@ -250,6 +250,7 @@ async fn decide_import(
     };
     let mut operation = new_operation(intent, recorded, envelope.request_id, envelope.caller);
     operation.image_id = Some(id);
+    core.feed.note_caller(&operation);
     let mut image = Image {
         id,
         name: if wish.name.is_empty() {
@@ -424,6 +425,7 @@ async fn decide_delete(
         envelope.caller,
     );
     operation.image_id = Some(id);
+    core.feed.note_caller(&operation);
     // No VM is admitted while the image is looked at and marked.
     let admission = core.vms.admission.lock().await;
     let mut users: Vec<String> = core

@@ -278,6 +278,7 @@ impl Operations {
 
     /// Takes in an operation that a former run of the agent began.
     pub fn resume(&self, operation: Operation) -> Arc<LiveOperation> {
+        self.feed.note_caller(&operation);
         self.take_in(operation, true)
     }
 

@@ -1,10 +1,13 @@
 //! Calls that need more by what they ask for.
 
-use crate::stand::Stand;
+use crate::stand::{OPERATOR, Stand};
+use crate::support::PATIENCE;
 use crate::support::api::Start;
 use crate::support::refusal::Refusal;
+use kvmlet::proto::v1::watch_events_response::Event as Told;
 use kvmlet::proto::v1::{
-    CancelOperationRequest, DeleteVmRequest, ListOperationsRequest, OperationType,
+    CancelOperationRequest, DeleteVmRequest, ListOperationsRequest, OperationType, StartVmRequest,
+    WatchEventsRequest,
 };
 use tonic::Code;
 
@@ -53,6 +56,46 @@ async fn only_an_admin_deletes_with_less_retention_than_configured() {
     let answer = admin.vms().delete_vm(delete(&vm, Some(0), false)).await;
     let done = admin.outcome(answer).await.unwrap();
     assert_eq!(done.caller, "dns:ops.test.example");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_says_on_whose_behalf_it_came_about() {
+    let stand = Stand::start().await;
+    let image = stand.daemon.image().await;
+    let vm = stand.daemon.api().create(&image, Start::No).await;
+    let follow = WatchEventsRequest::default();
+    let answer = stand.viewer().nodes().watch_events(follow).await;
+    let mut events = answer.unwrap().into_inner();
+    let operator = stand.operator();
+    let start = StartVmRequest {
+        vm_id: vm,
+        ..Default::default()
+    };
+    let answer = operator.vms().start_vm(start).await;
+    let done = operator.outcome(answer).await.unwrap();
+    let (mut of_vm, mut of_operation) = (0, 0);
+    // The last that is told of an operation is its end.
+    loop {
+        let next = tokio::time::timeout(PATIENCE, events.message()).await;
+        let event = next.expect("an event in time").unwrap().unwrap();
+        let Some(cause) = event.cause.filter(|cause| cause.operation_id == done.id) else {
+            continue;
+        };
+        assert_eq!(cause.caller, done.caller);
+        match event.event {
+            Some(Told::Vm(_)) => of_vm += 1,
+            Some(Told::Operation(operation)) => {
+                of_operation += 1;
+                assert_eq!(operation.caller, done.caller);
+                if operation.end_time.is_some() {
+                    break;
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(of_vm > 0 && of_operation > 0);
+    assert_eq!(done.caller, format!("uri:{OPERATOR}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

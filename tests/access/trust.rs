@@ -221,6 +221,35 @@ async fn nothing_older_than_tls_1_3_is_spoken() {
     assert!(look(&api).await.is_err());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_may_be_credentials_of_the_service() {
+    let stand = Stand::with(|mut setup, folder| {
+        // As systemd passes them, under names of the administrator's choice.
+        let credentials = folder.join("credentials");
+        std::fs::create_dir(&credentials).unwrap();
+        for name in ["cert", "key", "client-ca"] {
+            let given = credentials.join(format!("api-{name}"));
+            std::fs::rename(folder.join(format!("{name}.pem")), given).unwrap();
+        }
+        for (section, line) in &mut setup.lines {
+            if let ("api", Some((listen, _))) = (*section, line.split_once("tls = ")) {
+                *line = format!(
+                    "{listen}tls = {{ cert_credential = \"api-cert\", key_credential = \
+                     \"api-key\", client_ca_credential = \"api-client-ca\" }}"
+                );
+            }
+        }
+        let folder = credentials.display().to_string();
+        setup
+            .environment
+            .push(("CREDENTIALS_DIRECTORY".to_owned(), folder));
+        setup
+    })
+    .await;
+    assert!(!stand.folder().join("key.pem").exists());
+    look(&stand.viewer()).await.unwrap();
+}
+
 fn kvmlet(stand: &Stand, arguments: &[&str]) -> Output {
     #[allow(clippy::disallowed_methods)] // a test calls the program that it tests
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvmlet"));

@@ -264,6 +264,13 @@ impl Feed {
         self.submit(&mut state, Thing::Image(id), Some(digest), change);
     }
 
+    /// Notes on whose behalf an operation is: what it changes is told before the
+    /// operation is.
+    pub(super) fn note_caller(&self, operation: &Operation) {
+        let caller = operation.caller.as_str().into();
+        self.state().note_caller(operation.id, caller);
+    }
+
     /// Tells of an operation as it is.
     pub(super) fn tell_operation(&self, operation: &Arc<Operation>) {
         let mut state = self.state();

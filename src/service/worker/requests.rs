@@ -373,12 +373,14 @@ impl Worker {
 
     fn new_operation(&self, asked: &Asked, intent: Intent) -> Operation {
         let envelope = &asked.envelope;
-        new_operation(
+        let operation = new_operation(
             intent,
             asked.recorded.clone(),
             envelope.request_id,
             envelope.caller.clone(),
-        )
+        );
+        self.core.feed.note_caller(&operation);
+        operation
     }
 }
 
