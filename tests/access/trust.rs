@@ -5,7 +5,7 @@ use crate::support::api::Api;
 use crate::support::pki::{Authority, Wish};
 use crate::support::refusal::Refusal;
 use crate::support::{PATIENCE, until};
-use kvmlet::proto::v1::{Condition, GetNodeRequest, StopVmRequest};
+use kvmlet::proto::v1::{Condition, GetNodeRequest, StopVmRequest, WatchEventsRequest};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
@@ -287,4 +287,32 @@ async fn the_command_line_shows_a_certificate_and_tells_what_it_may_not() {
             .unwrap()
             .contains("--cert")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_its_reader_may_not_read_it_any_more() {
+    let stand = Stand::start().await;
+    let watch = async |api: &Api| {
+        let asked = WatchEventsRequest::default();
+        let answer = api.nodes().watch_events(asked).await;
+        answer.unwrap().into_inner()
+    };
+    let (viewer, admin) = (stand.viewer(), stand.admin());
+    let (mut refused, mut goes_on) = (watch(&viewer).await, watch(&admin).await);
+    stand.reconfigure(|text| text.replace("viewer/*", "nobody/*"));
+    let end = async {
+        loop {
+            // Bookmarks come meanwhile.
+            match refused.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ends without a reason"),
+                Err(status) => return Refusal::from(&status),
+            }
+        }
+    };
+    let end = tokio::time::timeout(PATIENCE, end).await.unwrap();
+    assert_eq!(end.brief(), (Code::PermissionDenied, "NOT_ALLOWED", vec![]));
+    for _ in 0..2 {
+        goes_on.message().await.unwrap().expect("a bookmark");
+    }
 }

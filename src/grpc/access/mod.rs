@@ -7,11 +7,13 @@
 
 mod body;
 mod layer;
+mod stream;
 pub(in crate::grpc) mod table;
 
 pub(super) use layer::Guard;
 
 use super::audit::Entry;
+use crate::door::Stranger;
 use crate::model::access::Role;
 use crate::model::fault::Fault;
 use crate::model::operation::OperationKind;
@@ -37,6 +39,27 @@ fn rpc_of(kind: OperationKind) -> String {
 /// Who may cancel an operation: who may begin one.
 pub(super) fn needed_to_cancel(kind: OperationKind) -> Role {
     table::needs(&rpc_of(kind))
+}
+
+/// Whether a caller with this role may make a call.
+///
+/// # Errors
+/// `NOT_ALLOWED`.
+fn unless_allowed(rule: &table::Rule, role: Option<Role>) -> Result<Role, Fault> {
+    match role {
+        Some(role) if role >= rule.needs => Ok(role),
+        has => Err(not_allowed(rule.rpc, rule.needs, has)),
+    }
+}
+
+/// The refusal of a caller whom nobody knows.
+fn stranger(why: Stranger) -> Fault {
+    let words = match why {
+        Stranger::Expired => "the caller's certificate has expired",
+        Stranger::Distrusted => "the caller's certificate is trusted no more",
+        Stranger::Nameless => "nobody knows who the caller is",
+    };
+    Fault::new(Reason::NotAuthenticated, words)
 }
 
 /// The refusal of a caller whose role does not do.
