@@ -43,8 +43,8 @@ impl Default for LimitSettings {
         Self {
             connections: 1024,
             connections_per_caller: 256,
-            calls: 2048,
-            calls_per_caller: 512,
+            calls: 4096,
+            calls_per_caller: 2048,
             calls_per_connection: 256,
             request_size: Bytes::mib(4),
             request_memory: Bytes::mib(64),
