@@ -1,14 +1,14 @@
 //! Lets connections in: as many as there may be, and those that prove in time who
 //! they are.
 
-use super::connection::{Connection, Held, Io};
+use super::connection::{Connection, Held, Io, Patience};
 use super::counts::Count;
 use super::peer::{Certificate, Identity, Peer};
 use super::{Door, Stranger};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 const WAITING: usize = 64;
 /// After an error of the host's, such as no file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often refused connections are told of in the log.
-const TOLD: Duration = Duration::from_secs(10);
+/// Of the connections that there may be, those whose handshake is not done.
+const HANDSHAKES_SHARE: usize = 2;
 
 const UNIX: &str = "unix";
 const TCP: &str = "tcp";
@@ -118,16 +118,24 @@ async fn remote(stream: TcpStream, from: SocketAddr, place: Count, way: Way) {
         return way.let_in(Io::Plain(stream), peer, place).await;
     };
     let material = tls.material();
-    let time = way.door.limits().request_time;
+    let limits = way.door.limits();
+    let one = way
+        .door
+        .handshakes
+        .begin(limits.connections / HANDSHAKES_SHARE);
     let handshake = TlsAcceptor::from(material.server.clone()).accept(stream);
     let stream = tokio::select! {
-        done = tokio::time::timeout(time, handshake) => match done {
+        done = tokio::time::timeout(limits.request_time, handshake) => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return way.refuse("handshake", &from, &error.to_string()),
             Err(_) => return way.refuse("handshake", &from, "it took too long"),
         },
+        () = one.given_up() => {
+            return way.refuse("handshake", &from, "it gave way to newer ones");
+        }
         () = way.stop.cancelled() => return,
     };
+    drop(one);
     let chain = stream.get_ref().1.peer_certificates();
     let identity = chain.map_or(Identity::Unknown, |chain| {
         Identity::Certificate(Box::new(Certificate::read(chain)))
@@ -165,7 +173,12 @@ impl Way {
             _place: place,
             _one_of_the_callers: one_of_the_callers,
         };
-        let connection = Connection::new(io, Arc::new(peer), limits.silence, held);
+        let patience = Patience {
+            silence: limits.silence,
+            unread: limits.answer_time,
+        };
+        let figures = self.door.figures.connections_refused.clone();
+        let connection = Connection::new(io, Arc::new(peer), patience, held, figures);
         // Nobody takes it any more once the server has stopped.
         drop(self.inside.send(Ok(connection)).await);
     }
@@ -174,13 +187,7 @@ impl Way {
     fn refuse(&self, reason: &str, from: &dyn std::fmt::Display, why: &str) {
         let figures = &self.door.figures.connections_refused;
         figures.with_label_values(&[reason]).inc();
-        let mut told = self
-            .door
-            .told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= TOLD) {
-            *told = Some(Instant::now());
+        if self.door.connections_told.is_due() {
             tracing::info!(reason, %from, why, "connection refused");
         } else {
             tracing::debug!(reason, %from, why, "connection refused");

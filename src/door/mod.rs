@@ -13,14 +13,17 @@ mod connection;
 mod counts;
 mod figures;
 mod groups;
+mod handshakes;
 mod peer;
 mod policy;
+mod seldom;
 mod tls;
 
 pub use accept::{Listeners, connections};
 pub use connection::Connection;
 pub use figures::Figures;
 pub use peer::Peer;
+pub use seldom::Seldom;
 
 /// What callers may ask for at once.
 pub use crate::config::LimitSettings as Limits;
@@ -29,10 +32,11 @@ use crate::config::{AccessSettings, ApiSettings, Config, LimitSettings};
 use crate::model::access::Role;
 use counts::{Count, Counts};
 use groups::Groups;
+use handshakes::Handshakes;
 use peer::Identity;
 use policy::Policy;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 use tls::{Reread, Tls};
 
@@ -85,6 +89,7 @@ pub struct Door {
     tls: Option<Tls>,
     limits: RwLock<LimitSettings>,
     groups: Groups,
+    handshakes: Handshakes,
     /// Connections, by where they came in.
     entrances: Counts,
     /// Connections, by who has them.
@@ -93,10 +98,24 @@ pub struct Door {
     calls: Counts,
     /// Bytes of requests that are being read.
     reading: Arc<AtomicU64>,
-    told: Mutex<Option<std::time::Instant>>,
+    /// Bytes of answers that wait to be read, by who asked.
+    unread: Counts,
+    connections_told: Seldom,
+    /// When a call that was refused at the door was told of.
+    pub calls_told: Seldom,
     /// What was counted.
     pub figures: Figures,
 }
+
+/// Answers that wait to be read: of all callers, and of one.
+const UNREAD: usize = 256 << 20;
+const UNREAD_EACH: usize = UNREAD / 4;
+/// Smaller ones are bounded by how many calls there may be.
+const SMALL_ANSWER: usize = 64 << 10;
+
+/// One answer that waits to be read; no longer counted when it is dropped.
+#[derive(Debug)]
+pub struct Unread(#[allow(dead_code, reason = "counts until it is dropped")] Option<Count>);
 
 /// One call at work; no longer counted when it is dropped.
 #[derive(Debug)]
@@ -115,11 +134,14 @@ impl Door {
             tls,
             limits: RwLock::new(config.limits),
             groups: Groups::default(),
+            handshakes: Handshakes::default(),
             entrances: Counts::default(),
             callers: Counts::default(),
             calls: Counts::default(),
             reading: Arc::default(),
-            told: Mutex::default(),
+            unread: Counts::default(),
+            connections_told: Seldom::default(),
+            calls_told: Seldom::default(),
             figures: Figures::default(),
         })
     }
@@ -147,7 +169,13 @@ impl Door {
             let generation = judge.generation + 1;
             *judge = Arc::new(Judge { generation, policy });
         }
-        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        {
+            let mut own = self.limits.write().unwrap_or_else(PoisonError::into_inner);
+            // Pings come as often as was said at the start: a shorter silence would
+            // end connections that answer every one.
+            let silence = limits.silence.max(own.silence);
+            *own = LimitSettings { silence, ..limits };
+        }
         match (&self.tls, &api.tls) {
             (Some(tls), Some(files)) => {
                 tls.use_files(files);
@@ -256,6 +284,25 @@ impl Door {
         self.calls
             .add(&known.name, limits.calls_per_caller, most)
             .map(AtWork)
+    }
+
+    /// Counts the memory of an answer to a caller; `None`: he, or all together, have
+    /// left too much unread.
+    pub fn answer(&self, name: &str, bytes: usize) -> Option<Unread> {
+        if bytes <= SMALL_ANSWER {
+            return Some(Unread(None));
+        }
+        let count = self.unread.add_many(bytes, name, UNREAD_EACH, UNREAD)?;
+        Some(Unread(Some(count)))
+    }
+
+    /// Counts a connection that is closed because answers are not read.
+    pub fn cut_off(&self, peer: &Peer) {
+        if peer.cut_off() {
+            let figures = &self.figures.connections_refused;
+            figures.with_label_values(&[figures::UNREAD]).inc();
+            tracing::info!(from = peer.place(), "a peer does not read its answers");
+        }
     }
 
     /// Calls that are at work.

@@ -123,9 +123,11 @@ impl Peer {
         }
     }
 
-    /// Ends the connection.
-    pub fn cut_off(&self) {
+    /// Ends the connection; false if it was to end already.
+    pub fn cut_off(&self) -> bool {
+        let first = !self.cut.is_cancelled();
         self.cut.cancel();
+        first
     }
 
     /// Where it is: an address and port, or `unix`.
