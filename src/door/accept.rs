@@ -3,6 +3,7 @@
 
 use super::connection::{Connection, Held, Io, Patience};
 use super::counts::Count;
+use super::handshakes::Handshake;
 use super::peer::{Certificate, Identity, Peer};
 use super::{Door, Stranger};
 use std::io;
@@ -89,8 +90,19 @@ async fn from_tcp(listener: TcpListener, way: Way) {
         };
         match accepted {
             Ok((stream, from)) => {
-                if let Some(place) = way.place() {
-                    tokio::spawn(remote(stream, from, place, way.clone()));
+                // Small answers are not held back for more.
+                drop(stream.set_nodelay(true));
+                match &way.door.tls {
+                    None => {
+                        if let Some(place) = way.place() {
+                            tokio::spawn(plain(stream, from, place, way.clone()));
+                        }
+                    }
+                    Some(_) => {
+                        if let Some(handshake) = way.handshake() {
+                            tokio::spawn(encrypted(stream, from, handshake, way.clone()));
+                        }
+                    }
                 }
             }
             Err(error) => way.pause(&error).await,
@@ -110,22 +122,21 @@ async fn local(stream: UnixStream, place: Count, way: Way) {
     way.let_in(Io::Unix(stream), peer, place).await;
 }
 
-async fn remote(stream: TcpStream, from: SocketAddr, place: Count, way: Way) {
-    // Small answers are not held back for more.
-    drop(stream.set_nodelay(true));
+async fn plain(stream: TcpStream, from: SocketAddr, place: Count, way: Way) {
+    let peer = Peer::new(Identity::Plaintext(from.ip()), Some(from), 0);
+    way.let_in(Io::Plain(stream), peer, place).await;
+}
+
+/// Has no place before the handshake is done: those who never finish theirs take none.
+async fn encrypted(stream: TcpStream, from: SocketAddr, one: Handshake, way: Way) {
     let Some(tls) = &way.door.tls else {
-        let peer = Peer::new(Identity::Plaintext(from.ip()), Some(from), 0);
-        return way.let_in(Io::Plain(stream), peer, place).await;
+        return;
     };
     let material = tls.material();
-    let limits = way.door.limits();
-    let one = way
-        .door
-        .handshakes
-        .begin(limits.connections / HANDSHAKES_SHARE);
+    let time = way.door.limits().request_time;
     let handshake = TlsAcceptor::from(material.server.clone()).accept(stream);
     let stream = tokio::select! {
-        done = tokio::time::timeout(limits.request_time, handshake) => match done {
+        done = tokio::time::timeout(time, handshake) => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return way.refuse("handshake", &from, &error.to_string()),
             Err(_) => return way.refuse("handshake", &from, "it took too long"),
@@ -136,6 +147,9 @@ async fn remote(stream: TcpStream, from: SocketAddr, place: Count, way: Way) {
         () = way.stop.cancelled() => return,
     };
     drop(one);
+    let Some(place) = way.place() else {
+        return;
+    };
     let chain = stream.get_ref().1.peer_certificates();
     let identity = chain.map_or(Identity::Unknown, |chain| {
         Identity::Certificate(Box::new(Certificate::read(chain)))
@@ -153,6 +167,14 @@ impl Way {
             self.refuse("limit", &self.entrance, "there are too many connections");
         }
         place
+    }
+
+    /// A handshake, if there is a place for what comes of it.
+    fn handshake(&self) -> Option<Handshake> {
+        // Only looked at: it is taken when the handshake is done.
+        drop(self.place()?);
+        let most = self.door.limits().connections / HANDSHAKES_SHARE;
+        Some(self.door.handshakes.begin(most))
     }
 
     async fn let_in(&self, io: Io, peer: Peer, place: Count) {

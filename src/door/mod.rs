@@ -18,6 +18,7 @@ mod peer;
 mod policy;
 mod seldom;
 mod tls;
+mod turns;
 
 pub use accept::{Listeners, connections};
 pub use connection::Connection;
@@ -39,8 +40,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 use tls::{Reread, Tls};
+use turns::{InTurn, Turns};
 
-/// Of the calls that there may be at once, what viewers leave to the others.
+/// Of the calls that there may be at once, what viewers leave to the others; of the
+/// streams of events, what each caller does.
 const OTHERS_SHARE: usize = 4;
 
 /// Who a caller is, and what he may do.
@@ -96,6 +99,11 @@ pub struct Door {
     callers: Counts,
     /// Calls, by who asks.
     calls: Counts,
+    turns: Turns,
+    /// Calls that stream, by who reads them.
+    streams: Counts,
+    /// How many of them one caller may have.
+    streams_each: usize,
     /// Bytes of requests that are being read.
     reading: Arc<AtomicU64>,
     /// Bytes of answers that wait to be read, by who asked.
@@ -126,6 +134,7 @@ impl Door {
     /// can't.
     pub fn open(config: &Config) -> Result<Self, String> {
         let tls = config.api.tls.as_ref().map(Tls::open).transpose()?;
+        let watchers = config.events.watchers;
         Ok(Self {
             judge: RwLock::new(Arc::new(Judge {
                 generation: 1,
@@ -138,6 +147,9 @@ impl Door {
             entrances: Counts::default(),
             callers: Counts::default(),
             calls: Counts::default(),
+            turns: Turns::default(),
+            streams: Counts::default(),
+            streams_each: watchers - watchers / OTHERS_SHARE,
             reading: Arc::default(),
             unread: Counts::default(),
             connections_told: Seldom::default(),
@@ -284,6 +296,18 @@ impl Door {
         self.calls
             .add(&known.name, limits.calls_per_caller, most)
             .map(AtWork)
+    }
+
+    /// Has a call go on when it is its caller's turn.
+    pub fn in_turn<F: Future>(&self, name: &str, call: F) -> InTurn<F> {
+        self.turns.take(name, call)
+    }
+
+    /// Counts a stream of events of a caller; `None`: he has enough of them. How many
+    /// there may be in all is not looked at.
+    pub fn watch(&self, name: &str) -> Option<AtWork> {
+        let streams = &self.streams;
+        streams.add(name, self.streams_each, usize::MAX).map(AtWork)
     }
 
     /// Counts the memory of an answer to a caller; `None`: he, or all together, have

@@ -106,18 +106,20 @@ pub(super) struct Answer {
     made: Vec<Frame>,
     _unread: Option<Unread>,
     _work: AtWork,
+    _watch: Option<AtWork>,
     /// Ends the wait for a slow reader.
     _sent: Option<DropGuard>,
 }
 
 impl Answer {
     /// An answer that goes on as long as the caller likes.
-    pub(super) fn stream(inner: Body, work: AtWork) -> Self {
+    pub(super) fn stream(inner: Body, work: AtWork, watch: Option<AtWork>) -> Self {
         Self {
             inner,
             made: Vec::new(),
             _unread: None,
             _work: work,
+            _watch: watch,
             _sent: None,
         }
     }
@@ -144,6 +146,7 @@ impl Answer {
             made: made.first.map(split).unwrap_or_default(),
             _unread: Some(unread),
             _work: work,
+            _watch: None,
             _sent: Some(sent.drop_guard()),
         }
     }

@@ -44,6 +44,7 @@ struct Pass {
     peer: Arc<Peer>,
     admitted: Admitted,
     work: AtWork,
+    watch: Option<AtWork>,
 }
 
 /// A call that may not, and what is recorded of it.
@@ -86,14 +87,16 @@ where
         });
         let answer = self.inner.call(request);
         let door = self.door.clone();
-        Box::pin(async move {
+        let name = pass.admitted.name.clone();
+        Box::pin(self.door.in_turn(&name, async move {
             let answer = answer.await.map_err(Into::into)?;
             let answer = with_reason(answer, &pass, &broken, &door);
             if let Some(entry) = &pass.admitted.entry {
                 entry.answered(&answer);
             }
             if streams {
-                return Ok(answer.map(|body| Body::new(Answer::stream(body, pass.work))));
+                let Pass { work, watch, .. } = pass;
+                return Ok(answer.map(|body| Body::new(Answer::stream(body, work, watch))));
             }
             let (head, body) = answer.into_parts();
             let made = match Made::of(body).await {
@@ -106,7 +109,7 @@ where
             let within = limits.answer_time;
             let answer = Answer::whole(made, unread, pass.work, within, door, pass.peer);
             Ok(Response::from_parts(head, Body::new(answer)))
-        })
+        }))
     }
 }
 
@@ -150,6 +153,19 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
         let fault = Fault::new(Reason::TooManyCalls, "too many calls are at work already");
         return Err(refused(fault, entry));
     };
+    let watch = match rule.kind {
+        Kind::Stream => match door.watch(&known.name) {
+            Some(watch) => Some(watch),
+            None => {
+                let fault = Fault::new(
+                    Reason::TooManyWatchers,
+                    "the caller has too many streams open already",
+                );
+                return Err(refused(fault, entry));
+            }
+        },
+        Kind::Read | Kind::Change | Kind::Console => None,
+    };
     Ok(Pass {
         rule,
         peer: peer.clone(),
@@ -159,6 +175,7 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
             entry,
         },
         work,
+        watch,
     })
 }
 
