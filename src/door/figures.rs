@@ -4,18 +4,21 @@ use crate::model::reason::Reason;
 use prometheus::{IntCounterVec, Opts};
 
 /// Why a connection is closed.
-const CONNECTION_REASONS: [&str; 6] = [
+const CONNECTION_REASONS: [&str; 7] = [
     "limit",
     "caller_limit",
     "handshake",
     "unidentified",
     SILENT,
     UNREAD,
+    FLOOD,
 ];
 /// Nothing came any more.
 pub(super) const SILENT: &str = "silent";
 /// Answers were not read.
 pub(super) const UNREAD: &str = "unread";
+/// Calls were refused, and more came.
+pub(super) const FLOOD: &str = "flood";
 /// Why calls are refused at the door, for the most part.
 const CALL_REASONS: [Reason; 3] = [
     Reason::NotAuthenticated,

@@ -320,12 +320,23 @@ impl Door {
         Some(Unread(Some(count)))
     }
 
-    /// Counts a connection that is closed because answers are not read.
-    pub fn cut_off(&self, peer: &Peer) {
+    /// Ends a connection because its answers are not read.
+    pub fn is_unread(&self, peer: &Peer) {
+        self.cut_off(peer, figures::UNREAD);
+    }
+
+    /// Counts a call that is refused, and ends the connection if too many are.
+    pub fn is_refused(&self, peer: &Peer) {
+        if !peer.may_be_refused() {
+            self.cut_off(peer, figures::FLOOD);
+        }
+    }
+
+    fn cut_off(&self, peer: &Peer, reason: &str) {
         if peer.cut_off() {
             let figures = &self.figures.connections_refused;
-            figures.with_label_values(&[figures::UNREAD]).inc();
-            tracing::info!(from = peer.place(), "a peer does not read its answers");
+            figures.with_label_values(&[reason]).inc();
+            tracing::debug!(from = peer.place(), reason, "connection cut off");
         }
     }
 

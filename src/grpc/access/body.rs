@@ -138,7 +138,7 @@ impl Answer {
         let read = sent.clone().cancelled_owned();
         tokio::spawn(async move {
             if tokio::time::timeout(within, read).await.is_err() {
-                door.cut_off(&peer);
+                door.is_unread(&peer);
             }
         });
         Self {

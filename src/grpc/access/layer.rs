@@ -116,12 +116,15 @@ where
 /// Looks at who asks for what.
 fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
     let path = request.uri().path();
+    let peer = request.extensions().get::<Arc<Peer>>();
     let plain = |fault| Refused { fault, entry: None };
     let refused = |fault: Fault, entry| {
         count(door, fault.reason);
+        if let Some(peer) = peer {
+            door.is_refused(peer);
+        }
         Refused { fault, entry }
     };
-    let peer = request.extensions().get::<Arc<Peer>>();
     let judged = peer.map_or(Err(Stranger::Nameless), |peer| door.judge(peer));
     let (Some(peer), Ok(known)) = (peer, &judged) else {
         let words = match judged {
