@@ -1,14 +1,15 @@
 //! Lets connections in: as many as there may be, and those that prove in time who
 //! they are.
 
-use super::connection::{Connection, Held, Io};
+use super::connection::{Connection, Held, Io, Patience};
 use super::counts::Count;
+use super::handshakes::Handshake;
 use super::peer::{Certificate, Identity, Peer};
 use super::{Door, Stranger};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -20,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 const WAITING: usize = 64;
 /// After an error of the host's, such as no file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often refused connections are told of in the log.
-const TOLD: Duration = Duration::from_secs(10);
+/// Of the connections that there may be, those whose handshake is not done.
+const HANDSHAKES_SHARE: usize = 2;
 
 const UNIX: &str = "unix";
 const TCP: &str = "tcp";
@@ -89,8 +90,19 @@ async fn from_tcp(listener: TcpListener, way: Way) {
         };
         match accepted {
             Ok((stream, from)) => {
-                if let Some(place) = way.place() {
-                    tokio::spawn(remote(stream, from, place, way.clone()));
+                // Small answers are not held back for more.
+                drop(stream.set_nodelay(true));
+                match &way.door.tls {
+                    None => {
+                        if let Some(place) = way.place() {
+                            tokio::spawn(plain(stream, from, place, way.clone()));
+                        }
+                    }
+                    Some(_) => {
+                        if let Some(handshake) = way.handshake() {
+                            tokio::spawn(encrypted(stream, from, handshake, way.clone()));
+                        }
+                    }
                 }
             }
             Err(error) => way.pause(&error).await,
@@ -110,12 +122,15 @@ async fn local(stream: UnixStream, place: Count, way: Way) {
     way.let_in(Io::Unix(stream), peer, place).await;
 }
 
-async fn remote(stream: TcpStream, from: SocketAddr, place: Count, way: Way) {
-    // Small answers are not held back for more.
-    drop(stream.set_nodelay(true));
+async fn plain(stream: TcpStream, from: SocketAddr, place: Count, way: Way) {
+    let peer = Peer::new(Identity::Plaintext(from.ip()), Some(from), 0);
+    way.let_in(Io::Plain(stream), peer, place).await;
+}
+
+/// Has no place before the handshake is done: those who never finish theirs take none.
+async fn encrypted(stream: TcpStream, from: SocketAddr, one: Handshake, way: Way) {
     let Some(tls) = &way.door.tls else {
-        let peer = Peer::new(Identity::Plaintext(from.ip()), Some(from), 0);
-        return way.let_in(Io::Plain(stream), peer, place).await;
+        return;
     };
     let material = tls.material();
     let time = way.door.limits().request_time;
@@ -126,7 +141,14 @@ async fn remote(stream: TcpStream, from: SocketAddr, place: Count, way: Way) {
             Ok(Err(error)) => return way.refuse("handshake", &from, &error.to_string()),
             Err(_) => return way.refuse("handshake", &from, "it took too long"),
         },
+        () = one.given_up() => {
+            return way.refuse("handshake", &from, "it gave way to newer ones");
+        }
         () = way.stop.cancelled() => return,
+    };
+    drop(one);
+    let Some(place) = way.place() else {
+        return;
     };
     let chain = stream.get_ref().1.peer_certificates();
     let identity = chain.map_or(Identity::Unknown, |chain| {
@@ -147,6 +169,14 @@ impl Way {
         place
     }
 
+    /// A handshake, if there is a place for what comes of it.
+    fn handshake(&self) -> Option<Handshake> {
+        // Only looked at: it is taken when the handshake is done.
+        drop(self.place()?);
+        let most = self.door.limits().connections / HANDSHAKES_SHARE;
+        Some(self.door.handshakes.begin(most))
+    }
+
     async fn let_in(&self, io: Io, peer: Peer, place: Count) {
         let from = peer.place();
         let name = match self.door.judge(&peer) {
@@ -165,7 +195,12 @@ impl Way {
             _place: place,
             _one_of_the_callers: one_of_the_callers,
         };
-        let connection = Connection::new(io, Arc::new(peer), limits.silence, held);
+        let patience = Patience {
+            silence: limits.silence,
+            unread: limits.answer_time,
+        };
+        let figures = self.door.figures.connections_refused.clone();
+        let connection = Connection::new(io, Arc::new(peer), patience, held, figures);
         // Nobody takes it any more once the server has stopped.
         drop(self.inside.send(Ok(connection)).await);
     }
@@ -174,13 +209,7 @@ impl Way {
     fn refuse(&self, reason: &str, from: &dyn std::fmt::Display, why: &str) {
         let figures = &self.door.figures.connections_refused;
         figures.with_label_values(&[reason]).inc();
-        let mut told = self
-            .door
-            .told
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= TOLD) {
-            *told = Some(Instant::now());
+        if self.door.connections_told.is_due() {
             tracing::info!(reason, %from, why, "connection refused");
         } else {
             tracing::debug!(reason, %from, why, "connection refused");

@@ -17,22 +17,35 @@ struct Numbers {
 #[derive(Debug)]
 pub(super) struct Count {
     counts: Counts,
+    many: usize,
     name: String,
 }
 
 impl Counts {
     /// One more for `name`, unless there are `most_each` for it or `most` in all.
     pub(super) fn add(&self, name: &str, most_each: usize, most: usize) -> Option<Count> {
+        self.add_many(1, name, most_each, most)
+    }
+
+    /// The same for `many` at once.
+    pub(super) fn add_many(
+        &self,
+        many: usize,
+        name: &str,
+        most_each: usize,
+        most: usize,
+    ) -> Option<Count> {
         let mut numbers = self.lock();
         let own = numbers.each.get(name).copied().unwrap_or(0);
-        if own >= most_each || numbers.all >= most {
+        if own + many > most_each || numbers.all + many > most {
             return None;
         }
-        numbers.all += 1;
-        numbers.each.insert(name.to_owned(), own + 1);
+        numbers.all += many;
+        numbers.each.insert(name.to_owned(), own + many);
         drop(numbers);
         Some(Count {
             counts: self.clone(),
+            many,
             name: name.to_owned(),
         })
     }
@@ -50,9 +63,9 @@ impl Counts {
 impl Drop for Count {
     fn drop(&mut self) {
         let mut numbers = self.counts.lock();
-        numbers.all -= 1;
+        numbers.all -= self.many;
         match numbers.each.get_mut(&self.name) {
-            Some(own) if *own > 1 => *own -= 1,
+            Some(own) if *own > self.many => *own -= self.many,
             _ => drop(numbers.each.remove(&self.name)),
         }
     }

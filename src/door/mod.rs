@@ -13,14 +13,18 @@ mod connection;
 mod counts;
 mod figures;
 mod groups;
+mod handshakes;
 mod peer;
 mod policy;
+mod seldom;
 mod tls;
+mod turns;
 
 pub use accept::{Listeners, connections};
 pub use connection::Connection;
 pub use figures::Figures;
 pub use peer::Peer;
+pub use seldom::Seldom;
 
 /// What callers may ask for at once.
 pub use crate::config::LimitSettings as Limits;
@@ -29,14 +33,17 @@ use crate::config::{AccessSettings, ApiSettings, Config, LimitSettings};
 use crate::model::access::Role;
 use counts::{Count, Counts};
 use groups::Groups;
+use handshakes::Handshakes;
 use peer::Identity;
 use policy::Policy;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 use tls::{Reread, Tls};
+use turns::{InTurn, Turns};
 
-/// Of the calls that there may be at once, what viewers leave to the others.
+/// Of the calls that there may be at once, what viewers leave to the others; of the
+/// streams of events, what each caller does.
 const OTHERS_SHARE: usize = 4;
 
 /// Who a caller is, and what he may do.
@@ -85,18 +92,38 @@ pub struct Door {
     tls: Option<Tls>,
     limits: RwLock<LimitSettings>,
     groups: Groups,
+    handshakes: Handshakes,
     /// Connections, by where they came in.
     entrances: Counts,
     /// Connections, by who has them.
     callers: Counts,
     /// Calls, by who asks.
     calls: Counts,
+    turns: Turns,
+    /// Calls that stream, by who reads them.
+    streams: Counts,
+    /// How many of them one caller may have.
+    streams_each: usize,
     /// Bytes of requests that are being read.
     reading: Arc<AtomicU64>,
-    told: Mutex<Option<std::time::Instant>>,
+    /// Bytes of answers that wait to be read, by who asked.
+    unread: Counts,
+    connections_told: Seldom,
+    /// When a call that was refused at the door was told of.
+    pub calls_told: Seldom,
     /// What was counted.
     pub figures: Figures,
 }
+
+/// Answers that wait to be read: of all callers, and of one.
+const UNREAD: usize = 256 << 20;
+const UNREAD_EACH: usize = UNREAD / 4;
+/// Smaller ones are bounded by how many calls there may be.
+const SMALL_ANSWER: usize = 64 << 10;
+
+/// One answer that waits to be read; no longer counted when it is dropped.
+#[derive(Debug)]
+pub struct Unread(#[allow(dead_code, reason = "counts until it is dropped")] Option<Count>);
 
 /// One call at work; no longer counted when it is dropped.
 #[derive(Debug)]
@@ -107,6 +134,7 @@ impl Door {
     /// can't.
     pub fn open(config: &Config) -> Result<Self, String> {
         let tls = config.api.tls.as_ref().map(Tls::open).transpose()?;
+        let watchers = config.events.watchers;
         Ok(Self {
             judge: RwLock::new(Arc::new(Judge {
                 generation: 1,
@@ -115,11 +143,17 @@ impl Door {
             tls,
             limits: RwLock::new(config.limits),
             groups: Groups::default(),
+            handshakes: Handshakes::default(),
             entrances: Counts::default(),
             callers: Counts::default(),
             calls: Counts::default(),
+            turns: Turns::default(),
+            streams: Counts::default(),
+            streams_each: watchers - watchers / OTHERS_SHARE,
             reading: Arc::default(),
-            told: Mutex::default(),
+            unread: Counts::default(),
+            connections_told: Seldom::default(),
+            calls_told: Seldom::default(),
             figures: Figures::default(),
         })
     }
@@ -147,7 +181,13 @@ impl Door {
             let generation = judge.generation + 1;
             *judge = Arc::new(Judge { generation, policy });
         }
-        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        {
+            let mut own = self.limits.write().unwrap_or_else(PoisonError::into_inner);
+            // Pings come as often as was said at the start: a shorter silence would
+            // end connections that answer every one.
+            let silence = limits.silence.max(own.silence);
+            *own = LimitSettings { silence, ..limits };
+        }
         match (&self.tls, &api.tls) {
             (Some(tls), Some(files)) => {
                 tls.use_files(files);
@@ -256,6 +296,48 @@ impl Door {
         self.calls
             .add(&known.name, limits.calls_per_caller, most)
             .map(AtWork)
+    }
+
+    /// Has a call go on when it is its caller's turn.
+    pub fn in_turn<F: Future>(&self, name: &str, call: F) -> InTurn<F> {
+        self.turns.take(name, call)
+    }
+
+    /// Counts a stream of events of a caller; `None`: he has enough of them. How many
+    /// there may be in all is not looked at.
+    pub fn watch(&self, name: &str) -> Option<AtWork> {
+        let streams = &self.streams;
+        streams.add(name, self.streams_each, usize::MAX).map(AtWork)
+    }
+
+    /// Counts the memory of an answer to a caller; `None`: he, or all together, have
+    /// left too much unread.
+    pub fn answer(&self, name: &str, bytes: usize) -> Option<Unread> {
+        if bytes <= SMALL_ANSWER {
+            return Some(Unread(None));
+        }
+        let count = self.unread.add_many(bytes, name, UNREAD_EACH, UNREAD)?;
+        Some(Unread(Some(count)))
+    }
+
+    /// Ends a connection because its answers are not read.
+    pub fn is_unread(&self, peer: &Peer) {
+        self.cut_off(peer, figures::UNREAD);
+    }
+
+    /// Counts a call that is refused, and ends the connection if too many are.
+    pub fn is_refused(&self, peer: &Peer) {
+        if !peer.may_be_refused() {
+            self.cut_off(peer, figures::FLOOD);
+        }
+    }
+
+    fn cut_off(&self, peer: &Peer, reason: &str) {
+        if peer.cut_off() {
+            let figures = &self.figures.connections_refused;
+            figures.with_label_values(&[reason]).inc();
+            tracing::debug!(from = peer.place(), reason, "connection cut off");
+        }
     }
 
     /// Calls that are at work.

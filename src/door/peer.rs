@@ -3,15 +3,19 @@
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// The longest name that is taken out of a certificate, in bytes.
 const LONGEST: usize = 512;
+/// Calls that are refused on a connection before it is closed: at once, and for each
+/// second that goes by. Refusing is work, too.
+const REFUSALS: f64 = 1000.0;
+const REFUSALS_A_SECOND: f64 = 100.0;
 
 /// Who is on the other side, as far as the connection itself proves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +114,8 @@ pub struct Peer {
     pub(super) verified: AtomicU64,
     /// The policy that it was last judged by, and what came of it.
     pub(super) judged: Mutex<Option<(u64, super::Verdict)>>,
+    /// Calls that may be refused before it is cut off, as of when.
+    refusals: Mutex<(f64, Instant)>,
 }
 
 impl Peer {
@@ -120,12 +126,26 @@ impl Peer {
             cut: CancellationToken::new(),
             verified: AtomicU64::new(trust),
             judged: Mutex::new(None),
+            refusals: Mutex::new((REFUSALS, Instant::now())),
         }
     }
 
-    /// Ends the connection.
-    pub fn cut_off(&self) {
+    /// Ends the connection; false if it was to end already.
+    pub fn cut_off(&self) -> bool {
+        let first = !self.cut.is_cancelled();
         self.cut.cancel();
+        first
+    }
+
+    /// Counts a call that is refused; false: too many are.
+    pub(super) fn may_be_refused(&self) -> bool {
+        let refusals = self.refusals.lock();
+        let mut refusals = refusals.unwrap_or_else(PoisonError::into_inner);
+        let (left, counted) = *refusals;
+        let more = counted.elapsed().as_secs_f64() * REFUSALS_A_SECOND;
+        let left = (left + more).min(REFUSALS) - 1.0;
+        *refusals = (left, Instant::now());
+        left >= 0.0
     }
 
     /// Where it is: an address and port, or `unix`.

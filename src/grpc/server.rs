@@ -35,6 +35,9 @@ const LARGEST_ANSWER: usize = 64 << 20;
 /// Resets of calls by a peer that wait to be handled: more are an attack
 /// (CVE-2023-44487), and end the connection.
 const RESETS: usize = 64;
+/// What a peer may send ahead of what is read, on one call and on one connection.
+const CALL_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 /// How many pings there are in the time that a peer may be silent.
 const PINGS: u32 = 3;
 
@@ -94,6 +97,8 @@ fn server(limits: &Limits, guard: Guard) -> Server<Layers> {
     Server::builder()
         .max_concurrent_streams(limits.calls_per_connection)
         .http2_max_header_list_size(header)
+        .initial_stream_window_size(CALL_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_pending_accept_reset_streams(Some(RESETS))
         // A caller that vanished without a word is noticed and its calls end.
         .http2_keepalive_interval(Some(limits.silence / PINGS))

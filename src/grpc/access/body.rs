@@ -1,6 +1,7 @@
 //! The bytes of requests and answers, with an eye on memory and time.
 
-use crate::door::{AtWork, Peer};
+use crate::door::{AtWork, Door, Peer, Unread};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -95,32 +96,91 @@ impl Drop for Request {
 }
 
 /// An answer that is being sent: its call counts as at work until it is.
+///
+/// The last byte of its message goes by itself. The transport takes a part whole as
+/// soon as the peer takes one byte of it, and asks for the next one when all of that
+/// is taken: so what is not read does not look as if it were.
 pub(super) struct Answer {
     inner: Body,
+    /// What was made of it already, in reverse.
+    made: Vec<Frame>,
+    _unread: Option<Unread>,
     _work: AtWork,
+    _watch: Option<AtWork>,
     /// Ends the wait for a slow reader.
     _sent: Option<DropGuard>,
 }
 
 impl Answer {
-    /// Cuts the peer off if it does not take the answer in time.
-    pub(super) fn new(inner: Body, work: AtWork, slow: Option<(Duration, Arc<Peer>)>) -> Self {
-        let sent = slow.map(|(time, peer)| {
-            let sent = CancellationToken::new();
-            let read = sent.clone().cancelled_owned();
-            tokio::spawn(async move {
-                if tokio::time::timeout(time, read).await.is_err() {
-                    tracing::info!(from = peer.place(), "a peer does not read its answer");
-                    peer.cut_off();
-                }
-            });
-            sent.drop_guard()
-        });
+    /// An answer that goes on as long as the caller likes.
+    pub(super) fn stream(inner: Body, work: AtWork, watch: Option<AtWork>) -> Self {
         Self {
             inner,
+            made: Vec::new(),
+            _unread: None,
             _work: work,
-            _sent: sent,
+            _watch: watch,
+            _sent: None,
         }
+    }
+
+    /// An answer whose message was made already. Cuts the peer off if it does not
+    /// take it in time.
+    pub(super) fn whole(
+        made: Made,
+        unread: Unread,
+        work: AtWork,
+        within: Duration,
+        door: Arc<Door>,
+        peer: Arc<Peer>,
+    ) -> Self {
+        let sent = CancellationToken::new();
+        let read = sent.clone().cancelled_owned();
+        tokio::spawn(async move {
+            if tokio::time::timeout(within, read).await.is_err() {
+                door.is_unread(&peer);
+            }
+        });
+        Self {
+            inner: made.rest,
+            made: made.first.map(split).unwrap_or_default(),
+            _unread: Some(unread),
+            _work: work,
+            _watch: None,
+            _sent: Some(sent.drop_guard()),
+        }
+    }
+}
+
+fn split(frame: Frame) -> Vec<Frame> {
+    match frame.into_data() {
+        Ok(mut data) if data.len() > 1 => {
+            let last = data.split_off(data.len() - 1);
+            vec![Frame::data(last), Frame::data(data)]
+        }
+        Ok(data) => vec![Frame::data(data)],
+        Err(other) => vec![other],
+    }
+}
+
+/// An answer of one message, which is there as bytes.
+pub(super) struct Made {
+    first: Option<Frame>,
+    rest: Body,
+}
+
+impl Made {
+    /// Has the message written.
+    pub(super) async fn of(mut rest: Body) -> Result<Self, tonic::Status> {
+        let first = poll_fn(|context| Pin::new(&mut rest).poll_frame(context)).await;
+        let first = first.transpose()?;
+        Ok(Self { first, rest })
+    }
+
+    /// How large it is.
+    pub(super) fn bytes(&self) -> usize {
+        let data = self.first.as_ref().and_then(|frame| frame.data_ref());
+        data.map_or(0, Bytes::len)
     }
 }
 
@@ -132,10 +192,13 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, tonic::Status>>> {
+        if let Some(frame) = self.made.pop() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         Pin::new(&mut self.inner).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.made.is_empty() && self.inner.is_end_stream()
     }
 }

@@ -1,6 +1,6 @@
 //! Stands before all services.
 
-use super::body::{Answer, Broken, Request as Reading};
+use super::body::{Answer, Broken, Made, Request as Reading};
 use super::table::{self, Kind, Rule};
 use super::{Admitted, not_allowed};
 use crate::door::{AtWork, Door, Peer, Stranger};
@@ -44,6 +44,7 @@ struct Pass {
     peer: Arc<Peer>,
     admitted: Admitted,
     work: AtWork,
+    watch: Option<AtWork>,
 }
 
 /// A call that may not, and what is recorded of it.
@@ -86,28 +87,44 @@ where
         });
         let answer = self.inner.call(request);
         let door = self.door.clone();
-        Box::pin(async move {
+        let name = pass.admitted.name.clone();
+        Box::pin(self.door.in_turn(&name, async move {
             let answer = answer.await.map_err(Into::into)?;
             let answer = with_reason(answer, &pass, &broken, &door);
             if let Some(entry) = &pass.admitted.entry {
                 entry.answered(&answer);
             }
-            let slow = (!streams).then(|| (limits.answer_time, pass.peer.clone()));
-            Ok(answer.map(|body| Body::new(Answer::new(body, pass.work, slow))))
-        })
+            if streams {
+                let Pass { work, watch, .. } = pass;
+                return Ok(answer.map(|body| Body::new(Answer::stream(body, work, watch))));
+            }
+            let (head, body) = answer.into_parts();
+            let made = match Made::of(body).await {
+                Ok(made) => made,
+                Err(status) => return Ok(status.into_http()),
+            };
+            let Some(unread) = door.answer(&pass.admitted.name, made.bytes()) else {
+                return Ok(too_much_unread(&door, pass.rule.rpc));
+            };
+            let within = limits.answer_time;
+            let answer = Answer::whole(made, unread, pass.work, within, door, pass.peer);
+            Ok(Response::from_parts(head, Body::new(answer)))
+        }))
     }
 }
 
 /// Looks at who asks for what.
 fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
     let path = request.uri().path();
+    let peer = request.extensions().get::<Arc<Peer>>();
     let plain = |fault| Refused { fault, entry: None };
     let refused = |fault: Fault, entry| {
-        let figures = &door.figures.calls_refused;
-        figures.with_label_values(&[fault.reason.as_str()]).inc();
+        count(door, fault.reason);
+        if let Some(peer) = peer {
+            door.is_refused(peer);
+        }
         Refused { fault, entry }
     };
-    let peer = request.extensions().get::<Arc<Peer>>();
     let judged = peer.map_or(Err(Stranger::Nameless), |peer| door.judge(peer));
     let (Some(peer), Ok(known)) = (peer, &judged) else {
         let words = match judged {
@@ -119,7 +136,11 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
     };
     let Some(rule) = table::rule(path) else {
         let path: String = path.chars().take(128).collect();
-        tracing::info!(?path, caller = &*known.name, "call refused: there is none");
+        if door.calls_told.is_due() {
+            tracing::info!(?path, caller = &*known.name, "call refused: there is none");
+        } else {
+            tracing::debug!(?path, caller = &*known.name, "call refused: there is none");
+        }
         return Err(plain(Fault::new(
             Reason::NotYet,
             "this version of kvmlet does not have the call",
@@ -135,6 +156,19 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
         let fault = Fault::new(Reason::TooManyCalls, "too many calls are at work already");
         return Err(refused(fault, entry));
     };
+    let watch = match rule.kind {
+        Kind::Stream => match door.watch(&known.name) {
+            Some(watch) => Some(watch),
+            None => {
+                let fault = Fault::new(
+                    Reason::TooManyWatchers,
+                    "the caller has too many streams open already",
+                );
+                return Err(refused(fault, entry));
+            }
+        },
+        Kind::Read | Kind::Change | Kind::Console => None,
+    };
     Ok(Pass {
         rule,
         peer: peer.clone(),
@@ -144,6 +178,7 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
             entry,
         },
         work,
+        watch,
     })
 }
 
@@ -179,9 +214,11 @@ fn with_reason(
             Reason::TooManyCalls,
             "there is no memory for the request now",
         );
+        count(door, fault.reason);
         Some(status::refusal(&fault))
     } else if broken.time.load(Ordering::Relaxed) {
         let fault = Fault::new(Reason::DeadlinePassed, "reading the request took too long");
+        count(door, fault.reason);
         Some(status::refusal(&fault))
     } else if pass.rule.kind != Kind::Stream && code != tonic::Code::Ok {
         status::refused_by_transport(code, door.limits().request_size)
@@ -190,9 +227,35 @@ fn with_reason(
     };
     match status {
         Some(status) => {
-            tracing::info!(rpc = pass.rule.rpc, why = status.message(), "call refused");
+            told(door, pass.rule.rpc, status.message());
             status.into_http()
         }
         None => answer,
+    }
+}
+
+/// There is no memory for one more answer that may not be read. What was asked for
+/// has been done, if it was a change; those have small answers and don't get here.
+fn too_much_unread(door: &Door, rpc: &str) -> Response<Body> {
+    let fault = Fault::new(
+        Reason::TooManyCalls,
+        "too many answers to the caller are not read yet",
+    );
+    count(door, fault.reason);
+    told(door, rpc, &fault.message);
+    status::refusal(&fault).into_http()
+}
+
+fn count(door: &Door, reason: Reason) {
+    let figures = &door.figures.calls_refused;
+    figures.with_label_values(&[reason.as_str()]).inc();
+}
+
+/// Says in the log that a call was refused by the transport, now and then.
+fn told(door: &Door, rpc: &str, why: &str) {
+    if door.calls_told.is_due() {
+        tracing::info!(rpc, why, "call refused");
+    } else {
+        tracing::debug!(rpc, why, "call refused");
     }
 }

@@ -1,0 +1,83 @@
+//! A caller at his limit doesn't slow the others.
+
+use crate::figures::latency;
+use crate::place::Place;
+use crate::support::api::{Start, force};
+use crate::support::refusal::Refusal;
+use futures_util::future::join_all;
+use kvmlet::proto::v1::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_viewers_flood_delays_no_stop_of_an_operator() {
+    let place = Place::with("calls_per_caller = 64").await;
+    let image = place.daemon.image().await;
+    let mut vms = Vec::new();
+    for _ in 0..10 {
+        vms.push(place.daemon.api().create(&image, Start::Yes).await);
+    }
+    let (over, refused) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let viewer = place.viewer("flood");
+    let mut flood = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let api = viewer.api().await.unwrap();
+        let (over, refused) = (over.clone(), refused.clone());
+        flood.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let calls = (0..128).map(|_| api.vms_on_a_page());
+                for answer in join_all(calls).await {
+                    if let Err(refusal) = answer {
+                        assert_eq!(refusal.reason, "TOO_MANY_CALLS");
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+    }
+    place
+        .page_with("the flood", |page| page.refused("TOO_MANY_CALLS") > 100.0)
+        .await;
+    let operator = place.operator("o").api().await.unwrap();
+    let mut took = Vec::new();
+    for vm_id in &vms {
+        let begin = Instant::now();
+        let request = StopVmRequest {
+            vm_id: vm_id.clone(),
+            stop_policy: Some(force()),
+            ..Default::default()
+        };
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(std::time::Duration::from_secs(10));
+        let answer = operator.vms().stop_vm(request).await;
+        took.push(begin.elapsed());
+        operator.done(answer).await;
+        assert_eq!(operator.state(vm_id).await, VmState::Stopped);
+    }
+    over.store(true, Ordering::Relaxed);
+    while let Some(flooded) = flood.join_next().await {
+        flooded.unwrap();
+    }
+    let (many, half, most) = latency(took);
+    let refused = refused.load(Ordering::Relaxed);
+    eprintln!(
+        "{many} stops under a flood: median {half:.1?}, longest {most:.1?}; \
+         {refused} calls of the flood were refused"
+    );
+    assert!(refused > 0);
+    place
+        .page_with("no call", |page| page.at_work() == 0.0)
+        .await;
+}
+
+impl crate::support::api::Api {
+    async fn vms_on_a_page(&self) -> Result<usize, Refusal> {
+        let answer = self.vms().list_vms(ListVmsRequest::default()).await;
+        let answer = answer.map_err(|status| Refusal::from(&status))?;
+        Ok(answer.into_inner().vms.len())
+    }
+}
