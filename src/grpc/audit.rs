@@ -50,6 +50,18 @@ impl Entry {
         }
     }
 
+    /// A call comes in, and nobody knows whose.
+    pub(super) fn by_stranger(rpc: &'static str, peer: Option<&Arc<Peer>>) -> Self {
+        Self {
+            rpc,
+            caller: "unknown".into(),
+            role: None,
+            from: peer.map_or_else(|| "unknown".to_owned(), |peer| peer.place()),
+            begun: Instant::now(),
+            noted: Mutex::default(),
+        }
+    }
+
     /// Notes which VM it is about.
     pub(super) fn about(&self, vm_id: &str) {
         vm_id.clone_into(&mut self.lock().vm_id);

@@ -1,8 +1,9 @@
 //! Stands before all services.
 
 use super::body::{Answer, Broken, Made, Request as Reading};
+use super::stream::Stream;
 use super::table::{self, Kind, Rule};
-use super::{Admitted, not_allowed};
+use super::{Admitted, stranger, unless_allowed};
 use crate::door::{AtWork, Door, Peer, Stranger};
 use crate::grpc::audit::Entry;
 use crate::grpc::status;
@@ -95,8 +96,17 @@ where
                 entry.answered(&answer);
             }
             if streams {
-                let Pass { work, watch, .. } = pass;
-                return Ok(answer.map(|body| Body::new(Answer::stream(body, work, watch))));
+                let Pass {
+                    rule,
+                    peer,
+                    work,
+                    watch,
+                    ..
+                } = pass;
+                return Ok(answer.map(|body| {
+                    let judged = Stream::new(body, door, peer, rule);
+                    Body::new(Answer::stream(Body::new(judged), work, watch))
+                }));
             }
             let (head, body) = answer.into_parts();
             let made = match Made::of(body).await {
@@ -127,12 +137,10 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
     };
     let judged = peer.map_or(Err(Stranger::Nameless), |peer| door.judge(peer));
     let (Some(peer), Ok(known)) = (peer, &judged) else {
-        let words = match judged {
-            Err(Stranger::Expired) => "the caller's certificate has expired",
-            Err(Stranger::Distrusted) => "the caller's certificate is trusted no more",
-            Err(Stranger::Nameless) | Ok(_) => "nobody knows who the caller is",
-        };
-        return Err(refused(Fault::new(Reason::NotAuthenticated, words), None));
+        let why = judged.err().unwrap_or(Stranger::Nameless);
+        let audited = table::rule(path).filter(|rule| rule.kind.is_audited());
+        let entry = audited.map(|rule| Arc::new(Entry::by_stranger(rule.rpc, peer)));
+        return Err(refused(stranger(why), entry));
     };
     let Some(rule) = table::rule(path) else {
         let path: String = path.chars().take(128).collect();
@@ -148,9 +156,9 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
     };
     let audited = rule.kind.is_audited();
     let entry = audited.then(|| Arc::new(Entry::open(rule.rpc, known, peer)));
-    let role = match known.role {
-        Some(role) if role >= rule.needs => role,
-        has => return Err(refused(not_allowed(rule.rpc, rule.needs, has), entry)),
+    let role = match unless_allowed(&rule, known.role) {
+        Ok(role) => role,
+        Err(fault) => return Err(refused(fault, entry)),
     };
     let Some(work) = door.begin(known) else {
         let fault = Fault::new(Reason::TooManyCalls, "too many calls are at work already");
