@@ -30,6 +30,9 @@ enum Answer {
     In,
 }
 
+/// Which role a caller has, or what comes of each of his calls.
+type Known = Result<Option<Role>, Answer>;
+
 /// What the document says that each call needs.
 fn documented() -> BTreeMap<String, Role> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/access.md");
@@ -138,7 +141,7 @@ async fn every_call_by_every_kind_of_caller() {
         expired: Some(Duration::from_secs(1)),
         ..Wish::dns(ADMIN)
     };
-    let callers: [(&str, Channel, Result<Option<Role>, Answer>); 9] = [
+    let callers: [(&str, Channel, Known); 9] = [
         ("no certificate", stand.channel(None), Err(Answer::Closed)),
         (
             "wrong authority",
