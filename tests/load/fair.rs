@@ -2,6 +2,8 @@
 
 use crate::figures::latency;
 use crate::place::Place;
+use crate::raw;
+use crate::support::PATIENCE;
 use crate::support::api::{Start, force};
 use crate::support::refusal::Refusal;
 use futures_util::future::join_all;
@@ -72,6 +74,29 @@ async fn a_viewers_flood_delays_no_stop_of_an_operator() {
     place
         .page_with("no call", |page| page.at_work() == 0.0)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_on_after_a_thousand_refusals_loses_his_connection() {
+    let place = Place::with("calls_per_connection = 100").await;
+    let stranger = place.caller("nobody", "x");
+    let mut raw = stranger.raw().await.unwrap();
+    raw.greet(65_535).await.unwrap();
+    let flood = async {
+        for stream in raw::streams(1_000_000) {
+            raw.send(&raw::call(stream, raw::GET_NODE)).await?;
+            if stream % 64 == 63 {
+                raw.answered(32, PATIENCE).await;
+            }
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    let flooded = tokio::time::timeout(PATIENCE, flood).await;
+    assert!(flooded.expect("an end in time").is_err());
+    let page = place.page().await;
+    assert_eq!(page.closed("flood"), 1.0);
+    assert!(page.refused("NOT_ALLOWED") >= 1000.0, "{page:?}");
+    place.serves().await;
 }
 
 impl crate::support::api::Api {

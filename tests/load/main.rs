@@ -1,8 +1,7 @@
 //! Load: the real daemon on libvirt's simulated driver, behind mutual TLS, with
 //! callers who mean well and callers who don't.
 //!
-//! Each limit is tried alone, with a small value, and all of them at once with many
-//! callers. What is printed are figures; no test fails by them, but for memory.
+//! Each limit is tried alone, with a small value.
 
 // clippy allows it in a test function, not in what it calls.
 #![allow(clippy::unwrap_used)]
@@ -10,12 +9,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod abuse;
-mod callers;
 mod counts;
 mod fair;
 mod figures;
-mod held;
 mod place;
 mod raw;
 mod sizes;

@@ -130,11 +130,6 @@ impl Place {
 }
 
 impl Caller {
-    /// Where it calls.
-    pub(crate) fn port(&self) -> u16 {
-        self.port
-    }
-
     /// A connection of its own.
     pub(crate) async fn api(&self) -> Result<Api, tonic::transport::Error> {
         Ok(Api {

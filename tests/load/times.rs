@@ -82,7 +82,9 @@ async fn who_takes_one_byte_of_an_answer_has_not_read_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_take_what_the_kernel_holds_for_him_is_cut_off() {
-    let place = Place::with("answer_time = \"1s\"").await;
+    // None of the calls is too many.
+    let limits = "calls_per_caller = 1500\ncalls_per_connection = 3000\nanswer_time = \"1s\"";
+    let place = Place::with(limits).await;
     let image = place.daemon.image().await;
     for _ in 0..10 {
         place.daemon.api().create(&image, Start::No).await;
@@ -92,15 +94,13 @@ async fn who_does_not_take_what_the_kernel_holds_for_him_is_cut_off() {
     raw.greet(1 << 30).await.unwrap();
     // Nothing is read; at some point nothing is taken here either.
     let open = raw::frame(8, 0, 0, &(1u32 << 30).to_be_bytes());
-    let flood = async {
-        raw.send(&open).await?;
-        for stream in raw::streams(100_000) {
-            raw.send(&raw::call(stream, LIST_VMS)).await?;
+    raw.send(&open).await.unwrap();
+    for stream in raw::streams(1500) {
+        // It may have ended by then.
+        if raw.send(&raw::call(stream, LIST_VMS)).await.is_err() {
+            break;
         }
-        Ok::<(), std::io::Error>(())
-    };
-    let flooded = tokio::time::timeout(PATIENCE, flood).await;
-    assert!(flooded.expect("an end in time").is_err());
+    }
     let page = place
         .page_with("its end", |page| page.connections() == before)
         .await;
