@@ -272,7 +272,7 @@ reasons! {
 
     NotAllowed "NOT_ALLOWED" PermissionDenied:
         "The caller's role does not do for this.";
-        "Have a caller with the role of metadata.needs do it, or be given it in [access].".
+        "Have a caller whose role does make the call, or be given that role in [access].".
     PoolDenied "POOL_DENIED" PermissionDenied:
         "The Ceph cluster refuses the configured user: its key is revoked or wrong, or its capabilities don't suffice.";
         "Repair the user's key or capabilities; kvmlet notices by itself.".
