@@ -53,6 +53,16 @@ impl Page {
         let name = format!("kvmlet_calls_refused_total{{reason=\"{reason}\"}}");
         self.0.get(&name).copied().unwrap_or(0.0)
     }
+
+    /// All that were refused.
+    pub(crate) fn refusals(&self) -> Vec<(&str, f64)> {
+        let names = ["kvmlet_connections_refused", "kvmlet_calls_refused"];
+        let of_them = |name: &&String| names.iter().any(|begin| name.starts_with(begin));
+        let told = self.0.iter().filter(|(name, _)| of_them(name));
+        told.filter(|(_, value)| **value > 0.0)
+            .map(|(name, value)| (name.as_str(), *value))
+            .collect()
+    }
 }
 
 /// What a process has of memory, in MiB: now, and at most since its start.
@@ -64,6 +74,13 @@ pub(crate) fn memory(daemon: &Daemon) -> (u64, u64) {
         number.parse::<u64>().unwrap() >> 10
     };
     (of("VmRSS:"), of("VmHWM:"))
+}
+
+/// How many descriptors a process has open.
+pub(crate) fn descriptors(daemon: &Daemon) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
+        .unwrap()
+        .count()
 }
 
 /// How long calls took: how many, the middle one, and 99 of 100.

@@ -9,9 +9,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuse;
+mod callers;
 mod counts;
 mod fair;
 mod figures;
+mod held;
 mod place;
 mod raw;
 mod sizes;

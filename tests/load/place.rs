@@ -130,6 +130,11 @@ impl Place {
 }
 
 impl Caller {
+    /// Where it calls.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A connection of its own.
     pub(crate) async fn api(&self) -> Result<Api, tonic::transport::Error> {
         Ok(Api {
