@@ -24,19 +24,20 @@ impl Edge {
         self.core.node.id()
     }
 
-    /// Refuses pages that are longer than they may be.
+    /// How long a page shall be of which this much was asked for; 0: nothing was.
     ///
     /// # Errors
     /// `FIELD_INVALID`.
-    pub(super) fn check_page(&self, size: u32) -> Result<(), Fault> {
+    pub(super) fn page_size(&self, asked: u32) -> Result<u32, Fault> {
         let most = self.core.door.limits().page_size;
-        if size > most {
-            return Err(convert::invalid(
-                "page_size",
-                format!("must be at most {most}"),
-            ));
+        if asked > most {
+            let words = format!("must be at most {most}");
+            return Err(convert::invalid("page_size", words));
         }
-        Ok(())
+        Ok(match asked {
+            0 => convert::page::DEFAULT.min(most),
+            asked => asked,
+        })
     }
 
     /// An operation for the wire.

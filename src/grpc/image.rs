@@ -46,9 +46,9 @@ impl ImageService for ImageCalls {
         &self,
         request: Request<wire::ListImagesRequest>,
     ) -> Result<Response<wire::ListImagesResponse>, Status> {
-        let (call, request) = Call::open("ListImages", request);
+        let (call, mut request) = Call::open("ListImages", request);
         call.read(async {
-            self.0.check_page(request.page_size)?;
+            request.page_size = self.0.page_size(request.page_size)?;
             let core = &self.0.core;
             let mut all = core.images.list();
             all.retain(|image| page::has_labels(&image.labels, &request.labels));

@@ -39,9 +39,9 @@ impl NodeService for NodeCalls {
         &self,
         request: Request<wire::ListOrphansRequest>,
     ) -> Result<Response<wire::ListOrphansResponse>, Status> {
-        let (call, request) = Call::open("ListOrphans", request);
+        let (call, mut request) = Call::open("ListOrphans", request);
         call.read(async {
-            self.0.check_page(request.page_size)?;
+            request.page_size = self.0.page_size(request.page_size)?;
             let asked = orphan::list(&request)?;
             let all = orphans::list(&self.0.core).await?;
             Ok(orphan::page(&all, &asked))

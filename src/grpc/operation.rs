@@ -38,10 +38,10 @@ impl OperationService for OperationCalls {
         &self,
         request: Request<wire::ListOperationsRequest>,
     ) -> Result<Response<wire::ListOperationsResponse>, Status> {
-        let (call, request) = Call::open("ListOperations", request);
+        let (call, mut request) = Call::open("ListOperations", request);
         call.about(&request.vm_id);
         call.read(async {
-            self.0.check_page(request.page_size)?;
+            request.page_size = self.0.page_size(request.page_size)?;
             let listed = self
                 .0
                 .core

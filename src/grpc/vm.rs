@@ -56,9 +56,9 @@ impl VmService for VmCalls {
         &self,
         request: Request<wire::ListVmsRequest>,
     ) -> Answer<wire::ListVmsResponse> {
-        let (call, request) = Call::open("ListVms", request);
+        let (call, mut request) = Call::open("ListVms", request);
         call.read(async {
-            self.0.check_page(request.page_size)?;
+            request.page_size = self.0.page_size(request.page_size)?;
             // Until then, what is shown is not what events tell.
             self.0.core.feed.settled().await;
             // Before the list, which so has at least all up to it.

@@ -39,10 +39,10 @@ impl VolumeService for VolumeCalls {
         &self,
         request: Request<wire::ListVolumesRequest>,
     ) -> Result<Response<wire::ListVolumesResponse>, Status> {
-        let (call, request) = Call::open("ListVolumes", request);
+        let (call, mut request) = Call::open("ListVolumes", request);
         call.about(&request.vm_id);
         call.read(async {
-            self.0.check_page(request.page_size)?;
+            request.page_size = self.0.page_size(request.page_size)?;
             let vm: Option<VmId> = text::id("vm_id", &request.vm_id)?;
             let image: Option<ImageId> = text::id("image_id", &request.image_id)?;
             let mut all = volumes::list(&self.0.core);

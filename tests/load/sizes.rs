@@ -118,13 +118,12 @@ async fn a_page_has_no_more_than_it_may_have_and_more_is_not_asked_for() {
     };
     let refusal = refused(api.vms().list_vms(request.clone()).await);
     assert_eq!(refusal.fields, ["page_size"]);
+    request.page_size = 0;
+    let page = api.vms().list_vms(request.clone()).await.unwrap();
+    assert_eq!(page.get_ref().vms.len(), 2, "nothing is asked for");
     request.page_size = 2;
-    let page = api
-        .vms()
-        .list_vms(request.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let page = api.vms().list_vms(request.clone()).await.unwrap();
+    let page = page.into_inner();
     assert_eq!(page.vms.len(), 2);
     request.page_token = page.next_page_token;
     let page = api.vms().list_vms(request).await.unwrap().into_inner();

@@ -228,7 +228,7 @@ fn with_reason(
         let fault = Fault::new(Reason::DeadlinePassed, "reading the request took too long");
         count(door, fault.reason);
         Some(status::refusal(&fault))
-    } else if pass.rule.kind != Kind::Stream && code != tonic::Code::Ok {
+    } else if pass.rule.ours && code != tonic::Code::Ok {
         status::refused_by_transport(code, door.limits().request_size)
     } else {
         None

@@ -37,6 +37,8 @@ pub(in crate::grpc) struct Rule {
     pub(in crate::grpc) needs: Role,
     /// What kind of call it is.
     pub(in crate::grpc) kind: Kind,
+    /// Whether it is one of kvmlet's: health and reflection have words of their own.
+    pub(in crate::grpc) ours: bool,
 }
 
 use Kind::{Change, Console, Read, Stream};
@@ -128,7 +130,13 @@ static RULES: LazyLock<HashMap<String, Rule>> = LazyLock::new(|| {
     let mut rules = HashMap::new();
     for (service, calls) in TABLE {
         for &(rpc, needs, kind) in *calls {
-            rules.insert(format!("/{service}/{rpc}"), Rule { rpc, needs, kind });
+            let rule = Rule {
+                rpc,
+                needs,
+                kind,
+                ours: service.starts_with("kvmlet."),
+            };
+            rules.insert(format!("/{service}/{rpc}"), rule);
         }
     }
     rules

@@ -12,7 +12,8 @@ use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
-const DEFAULT: usize = 100;
+/// How long a page is of which nothing else was asked for.
+pub(in super::super) const DEFAULT: u32 = 100;
 /// What a page may have at most, whatever is configured.
 const LARGEST: u32 = 1000;
 /// Bytes of the things on a page: clients take answers of 4 MiB unless they are
@@ -22,8 +23,8 @@ const ANSWER: usize = 3 << 20;
 /// How many a page shall have.
 pub(in super::super) fn size(given: u32) -> Result<usize, Fault> {
     match given {
-        0 => Ok(DEFAULT),
-        1..=LARGEST => Ok(usize::try_from(given).unwrap_or(DEFAULT)),
+        0 => Ok(DEFAULT as usize),
+        1..=LARGEST => Ok(given as usize),
         _ => Err(invalid("page_size", format!("must be at most {LARGEST}"))),
     }
 }
