@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 const WAITING: usize = 64;
 /// After an error of the host's, such as no file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Connections of a caller who may do nothing: enough to be told so.
+const WITHOUT_ROLE: usize = 8;
 /// Of the connections that there may be, those whose handshake is not done.
 const HANDSHAKES_SHARE: usize = 2;
 
@@ -179,14 +181,17 @@ impl Way {
 
     async fn let_in(&self, io: Io, peer: Peer, place: Count) {
         let from = peer.place();
-        let name = match self.door.judge(&peer) {
-            Ok(known) => known.name,
+        let (name, role) = match self.door.judge(&peer) {
+            Ok(known) => (known.name, known.role),
             Err(Stranger::Nameless | Stranger::Expired | Stranger::Distrusted) => {
                 return self.refuse("unidentified", &from, "nobody knows who it is");
             }
         };
         let limits = self.door.limits();
-        let own = limits.connections_per_caller;
+        let own = match role {
+            Some(_) => limits.connections_per_caller,
+            None => limits.connections_per_caller.min(WITHOUT_ROLE),
+        };
         let Some(one_of_the_callers) = self.door.callers.add(&name, own, usize::MAX) else {
             let words = format!("{name} has too many connections");
             return self.refuse("caller_limit", &from, &words);

@@ -128,7 +128,7 @@ impl Answer {
     /// take it in time.
     pub(super) fn whole(
         made: Made,
-        unread: Unread,
+        unread: Option<Unread>,
         work: AtWork,
         within: Duration,
         door: Arc<Door>,
@@ -144,7 +144,7 @@ impl Answer {
         Self {
             inner: made.rest,
             made: made.first.map(split).unwrap_or_default(),
-            _unread: Some(unread),
+            _unread: unread,
             _work: work,
             _watch: None,
             _sent: Some(sent.drop_guard()),

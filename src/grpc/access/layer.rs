@@ -113,9 +113,11 @@ where
                 Ok(made) => made,
                 Err(status) => return Ok(status.into_http()),
             };
-            let Some(unread) = door.answer(&pass.admitted.name, made.bytes()) else {
+            let unread = door.answer(&pass.admitted.name, made.bytes());
+            // What was done is told in any case.
+            if unread.is_none() && pass.rule.kind == Kind::Read {
                 return Ok(too_much_unread(&door, pass.rule.rpc));
-            };
+            }
             let within = limits.answer_time;
             let answer = Answer::whole(made, unread, pass.work, within, door, pass.peer);
             Ok(Response::from_parts(head, Body::new(answer)))
@@ -242,8 +244,7 @@ fn with_reason(
     }
 }
 
-/// There is no memory for one more answer that may not be read. What was asked for
-/// has been done, if it was a change; those have small answers and don't get here.
+/// There is no memory for one more answer that may not be read.
 fn too_much_unread(door: &Door, rpc: &str) -> Response<Body> {
     let fault = Fault::new(
         Reason::TooManyCalls,
