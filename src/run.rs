@@ -151,10 +151,7 @@ async fn run(
     audit: Option<AuditFile>,
 ) -> Result<Duration, Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
-    let door = Arc::new(
-        // Files may be there soon: it is worth to try again.
-        Door::open(&config).map_err(|words| refusal(1, format!("api.tls: {words}")))?,
-    );
+    let door = Arc::new(Door::open(&config));
     if let Some(role) = config.api.plaintext_role {
         tracing::warn!(
             role = role.as_str(),

@@ -93,7 +93,7 @@ impl Edge {
             feed,
             node: NodeIdentity::read(Uuid::from_u128(1)),
             tasks: TaskTracker::new(),
-            door: Arc::new(Door::open(&config).expect("nothing to open")),
+            door: Arc::new(Door::open(&config)),
             ready: watch::Sender::new(Readiness::Starting),
             config,
             gate,

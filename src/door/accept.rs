@@ -134,7 +134,9 @@ async fn encrypted(stream: TcpStream, from: SocketAddr, one: Handshake, way: Way
     let Some(tls) = &way.door.tls else {
         return;
     };
-    let material = tls.material();
+    let Some(material) = tls.material() else {
+        return way.refuse("handshake", &from, "the agent has no certificate yet");
+    };
     let time = way.door.limits().request_time;
     let handshake = TlsAcceptor::from(material.server.clone()).accept(stream);
     let stream = tokio::select! {

@@ -130,17 +130,16 @@ pub struct Unread(#[allow(dead_code, reason = "counts until it is dropped")] Opt
 pub struct AtWork(#[allow(dead_code, reason = "counts until it is dropped")] Count);
 
 impl Door {
-    /// Reads certificates and looks up names, which may block. Says in words why it
-    /// can't.
-    pub fn open(config: &Config) -> Result<Self, String> {
-        let tls = config.api.tls.as_ref().map(Tls::open).transpose()?;
+    /// Reads certificates and looks up names, which may block. Without certificates
+    /// that can be used nobody comes in over TCP, until there are some.
+    pub fn open(config: &Config) -> Self {
         let watchers = config.events.watchers;
-        Ok(Self {
+        let door = Self {
             judge: RwLock::new(Arc::new(Judge {
                 generation: 1,
                 policy: Policy::new(&config.access, config.api.plaintext_role),
             })),
-            tls,
+            tls: config.api.tls.as_ref().map(Tls::new),
             limits: RwLock::new(config.limits),
             groups: Groups::default(),
             handshakes: Handshakes::default(),
@@ -155,7 +154,9 @@ impl Door {
             connections_told: Seldom::default(),
             calls_told: Seldom::default(),
             figures: Figures::default(),
-        })
+        };
+        door.reread();
+        door
     }
 
     /// What callers may ask for at once.
@@ -202,18 +203,23 @@ impl Door {
     /// Returns why it can't be used, if that is so.
     pub fn reread(&self) -> Option<String> {
         let tls = self.tls.as_ref()?;
-        let former = tls.trouble();
+        let (former, had) = (tls.trouble(), tls.material().is_some());
         match tls.reread() {
             Reread::Same => None,
             Reread::Changed => {
-                tracing::info!("new certificates are in use; connections stay");
+                if had {
+                    tracing::info!("new certificates are in use; connections stay");
+                } else {
+                    tracing::info!("certificates are in use");
+                }
                 None
             }
             Reread::Refused(trouble) => {
                 if former.as_ref() != Some(&trouble) {
                     tracing::error!(
                         error = trouble,
-                        "certificates can't be used; the former ones stay in use"
+                        had,
+                        "certificates can't be used; those that were in use stay, if any"
                     );
                 }
                 Some(trouble)
@@ -226,8 +232,8 @@ impl Door {
         let tls = self.tls.as_ref()?;
         let material = tls.material();
         Some(Certificates {
-            own: material.expires,
-            authority: material.authority_expires,
+            own: material.as_ref().and_then(|material| material.expires),
+            authority: material.and_then(|material| material.authority_expires),
             trouble: tls.trouble(),
         })
     }
@@ -272,10 +278,9 @@ impl Door {
     }
 
     fn trusts(&self, peer: &Peer, certificate: &peer::Certificate) -> bool {
-        let Some(tls) = &self.tls else {
+        let Some(material) = self.tls.as_ref().and_then(Tls::material) else {
             return false;
         };
-        let material = tls.material();
         if peer.verified.load(Ordering::Relaxed) == material.generation {
             return true;
         }

@@ -1,9 +1,9 @@
 //! What TLS on the API is made of: read from its files, checked, and read again
 //! when they change.
 //!
-//! Invariant: what is in use was read whole and fits together; a change that can't
-//! be used leaves what there was, and is told. Nothing of a handshake is kept for
-//! the next one: a caller that comes back is verified again.
+//! Invariant: what is in use was read whole and fits together; what can't be used
+//! leaves what there was, also if that is nothing yet, and is told. Nothing of a
+//! handshake is kept for the next one: a caller that comes back is verified again.
 
 use super::peer::{Certificate, expires};
 use crate::config::{Pem, ServerTls};
@@ -64,23 +64,22 @@ pub(super) enum Reread {
 /// The certificates of the API.
 pub(super) struct Tls {
     files: RwLock<ServerTls>,
-    material: RwLock<Arc<Material>>,
+    material: RwLock<Option<Arc<Material>>>,
     trouble: Mutex<Option<String>>,
 }
 
 impl Tls {
-    /// Reads everything for the first time. Says in words why it can't.
-    pub(super) fn open(files: &ServerTls) -> Result<Self, String> {
-        let material = Read::all(files)?.material(1)?;
-        Ok(Self {
+    /// Certificates from these files, which are not read yet.
+    pub(super) fn new(files: &ServerTls) -> Self {
+        Self {
             files: RwLock::new(files.clone()),
-            material: RwLock::new(Arc::new(material)),
+            material: RwLock::new(None),
             trouble: Mutex::new(None),
-        })
+        }
     }
 
-    /// What is in use.
-    pub(super) fn material(&self) -> Arc<Material> {
+    /// What is in use, if anything is.
+    pub(super) fn material(&self) -> Option<Arc<Material>> {
         let material = self.material.read();
         material.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -103,16 +102,18 @@ impl Tls {
         let files = files.unwrap_or_else(PoisonError::into_inner).clone();
         let current = self.material();
         let read = Read::all(&files).and_then(|read| {
-            if read.digest == current.digest {
+            let former = current.as_ref().map(|current| current.digest);
+            if former == Some(read.digest) {
                 return Ok(None);
             }
-            read.material(current.generation + 1).map(Some)
+            let generation = current.map_or(0, |current| current.generation) + 1;
+            read.material(generation).map(Some)
         });
         let (outcome, trouble) = match read {
             Ok(None) => (Reread::Same, None),
             Ok(Some(material)) => {
                 let mut own = self.material.write();
-                **own.as_mut().unwrap_or_else(|e| e.get_mut()) = Arc::new(material);
+                **own.as_mut().unwrap_or_else(|e| e.get_mut()) = Some(Arc::new(material));
                 (Reread::Changed, None)
             }
             Err(trouble) => (Reread::Refused(trouble.clone()), Some(trouble)),

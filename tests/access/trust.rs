@@ -186,6 +186,34 @@ async fn files_that_do_not_fit_leave_the_former_ones_in_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_certificate_the_agent_serves_its_host_until_there_is_one() {
+    let mut stand = Stand::start().await;
+    let (path, aside) = (
+        stand.folder().join("cert.pem"),
+        stand.folder().join("aside"),
+    );
+    stand.daemon.stop().await;
+    std::fs::rename(&path, &aside).unwrap();
+    stand.daemon.restart().await;
+    let condition = valid(&stand).await;
+    assert_eq!(
+        (condition.status, condition.reason.as_str()),
+        (false, "NotUsable")
+    );
+    assert!(
+        condition.message.contains("cert.pem"),
+        "{}",
+        condition.message
+    );
+    assert!(look(&stand.viewer()).await.is_err());
+    std::fs::rename(&aside, &path).unwrap();
+    until("the certificate to be in use", PATIENCE, async || {
+        look(&stand.viewer()).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_older_than_tls_1_3_is_spoken() {
     let stand = Stand::start().await;
     let own = stand.issue(&Wish::dns(ADMIN));
