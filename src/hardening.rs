@@ -22,10 +22,10 @@ const FIRST_PASSED: i32 = 3;
 /// # Errors
 /// If what is open can't be listed.
 pub fn close_strangers() -> io::Result<()> {
-    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let number = |name: &str| -> Option<i32> { std::env::var(name).ok()?.parse().ok() };
     let passed = match number("LISTEN_PID") {
         Some(pid) if u32::try_from(pid) == Ok(std::process::id()) => {
-            number("LISTEN_FDS").unwrap_or(0)
+            number("LISTEN_FDS").unwrap_or(0).max(0)
         }
         Some(_) | None => 0,
     };

@@ -51,7 +51,7 @@ impl Call {
     /// Takes a request in: notes who calls what.
     pub(super) fn open<T>(rpc: &'static str, mut request: Request<T>) -> (Self, T) {
         let admitted = request.extensions_mut().remove::<Admitted>();
-        // Nobody gets here without; if he did, he could read.
+        // Only a test of this part gets here without.
         let admitted = admitted.unwrap_or_else(|| Admitted {
             name: "unknown".into(),
             role: Role::Viewer,

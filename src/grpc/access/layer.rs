@@ -129,7 +129,6 @@ where
 fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
     let path = request.uri().path();
     let peer = request.extensions().get::<Arc<Peer>>();
-    let plain = |fault| Refused { fault, entry: None };
     let refused = |fault: Fault, entry| {
         count(door, fault.reason);
         if let Some(peer) = peer {
@@ -151,10 +150,8 @@ fn admit(door: &Door, request: &Request<Body>) -> Result<Pass, Refused> {
         } else {
             tracing::debug!(?path, caller = &*known.name, "call refused: there is none");
         }
-        return Err(plain(Fault::new(
-            Reason::NotYet,
-            "this version of kvmlet does not have the call",
-        )));
+        let words = "this version of kvmlet does not have the call";
+        return Err(refused(Fault::new(Reason::NotYet, words), None));
     };
     let audited = rule.kind.is_audited();
     let entry = audited.then(|| Arc::new(Entry::open(rule.rpc, known, peer)));
