@@ -79,23 +79,34 @@ async fn a_viewers_flood_delays_no_stop_of_an_operator() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_goes_on_after_a_thousand_refusals_loses_his_connection() {
     let place = Place::with("calls_per_connection = 100").await;
-    let stranger = place.caller("nobody", "x");
-    let mut raw = stranger.raw().await.unwrap();
-    raw.greet(65_535).await.unwrap();
-    let flood = async {
-        for stream in raw::streams(1_000_000) {
-            raw.send(&raw::call(stream, raw::GET_NODE)).await?;
-            if stream % 64 == 63 {
-                raw.answered(32, PATIENCE).await;
+    // Without a role, and with one but for a call that there is not.
+    let floods = [
+        (place.caller("nobody", "x"), raw::GET_NODE, "NOT_ALLOWED"),
+        (
+            place.viewer("v"),
+            "/kvmlet.v1.NodeService/Nothing",
+            "NOT_YET",
+        ),
+    ];
+    for (caller, path, reason) in floods {
+        let before = place.page().await.closed("flood");
+        let mut raw = caller.raw().await.unwrap();
+        raw.greet(65_535).await.unwrap();
+        let flood = async {
+            for stream in raw::streams(1_000_000) {
+                raw.send(&raw::call(stream, path)).await?;
+                if stream % 64 == 63 {
+                    raw.answered(32, PATIENCE).await;
+                }
             }
-        }
-        Ok::<(), std::io::Error>(())
-    };
-    let flooded = tokio::time::timeout(PATIENCE, flood).await;
-    assert!(flooded.expect("an end in time").is_err());
-    let page = place.page().await;
-    assert_eq!(page.closed("flood"), 1.0);
-    assert!(page.refused("NOT_ALLOWED") >= 1000.0, "{page:?}");
+            Ok::<(), std::io::Error>(())
+        };
+        let flooded = tokio::time::timeout(PATIENCE, flood).await;
+        assert!(flooded.expect("an end in time").is_err());
+        let page = place.page().await;
+        assert_eq!(page.closed("flood"), before + 1.0);
+        assert!(page.refused(reason) >= 1000.0, "{page:?}");
+    }
     place.serves().await;
 }
 
