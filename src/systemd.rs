@@ -103,14 +103,11 @@ where
 /// StandardError=journal
 /// ```
 ///
+/// systemd passes nothing else then, and no `LISTEN_FDS`.
+///
 /// # Errors
-/// Sockets were passed, but standard input is no listening Unix stream socket.
+/// Sockets were passed in the other way, or standard input can't be looked at.
 pub fn passed_listener() -> io::Result<Option<UnixListener>> {
-    // Checks that they are for this process, not for one that it came from,
-    // and marks them close-on-exec.
-    if daemon::listen_fds()?.is_empty() {
-        return Ok(None);
-    }
     let stdin = io::stdin();
     let listens = daemon::is_socket_unix(
         stdin.as_raw_fd(),
@@ -118,14 +115,18 @@ pub fn passed_listener() -> io::Result<Option<UnixListener>> {
         Listening::IsListening,
         None::<&str>,
     )?;
-    if !listens {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "systemd passed sockets, but standard input is no listening Unix socket; \
-             the unit needs StandardInput=socket",
-        ));
+    if listens {
+        return Ok(Some(stdin.as_fd().try_clone_to_owned()?.into()));
     }
-    Ok(Some(stdin.as_fd().try_clone_to_owned()?.into()))
+    // Checks that they are for this process, not for one that it came from.
+    if daemon::listen_fds()?.is_empty() {
+        return Ok(None);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "systemd passed sockets, but standard input is no listening Unix socket; \
+         the unit needs StandardInput=socket",
+    ))
 }
 
 #[cfg(test)]
@@ -234,7 +235,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let mut child = daemon(
             "a_socket_that_systemd_listens_on_is_taken_over",
-            "exec 3<&0; LISTEN_PID=$$; LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS;",
+            "",
             listener.into(),
             &[],
         );
@@ -244,6 +245,24 @@ mod tests {
             .read_to_string(&mut heard)
             .unwrap();
         assert_eq!(heard, "hello");
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn sockets_that_are_passed_in_another_way_are_refused() {
+        if is_daemon() {
+            let error = passed_listener().unwrap_err();
+            assert!(error.to_string().contains("StandardInput=socket"), "{error}");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let mut child = daemon(
+            "sockets_that_are_passed_in_another_way_are_refused",
+            "exec 3<&0 </dev/null; LISTEN_PID=$$; LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS;",
+            listener.into(),
+            &[],
+        );
         assert!(child.wait().unwrap().success());
     }
 

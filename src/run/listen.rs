@@ -9,7 +9,7 @@ use nix::unistd::{Group, chown};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, UnixListener};
@@ -144,11 +144,18 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a folder that QEMU's user can pass through.
+/// Makes a folder that QEMU's user can pass through, whatever the umask; one that is
+/// there keeps its mode.
 pub(super) fn make_folder(path: &Path) -> Result<(), String> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o711)
-        .create(path)
-        .map_err(|error| format!("{}: {error}", path.display()))
+    let made = || {
+        if path.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::create_dir(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o711))
+    };
+    made().map_err(|error: io::Error| format!("{}: {error}", path.display()))
 }

@@ -1,21 +1,22 @@
 //! Sources that are files of this host.
 //!
-//! Only regular files below a folder that the configuration allows. The kernel
-//! resolves the path and refuses to leave the folder while it does so, because
-//! a path that was checked first could be another one when it is opened.
+//! Only regular files below a folder that the configuration allows. The path is
+//! resolved and opened in one, without ever leaving the folder, because a path that
+//! was checked first could be another one when it is opened: by the kernel, or where
+//! a filter of system calls hides that (`RestrictSUIDSGID=` of systemd does), one
+//! component after the other.
 
 use super::super::error::{StorageError, StorageErrorKind};
 use super::super::task::Task;
 use super::part::Part;
 use super::refused;
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::OFlag;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
-
-/// How often an open is tried again when a rename elsewhere confused it.
-const TRIES: usize = 16;
 
 /// Returns the allowed folder that a path begins with, and the rest of it.
 pub(super) fn below<'a>(
@@ -60,35 +61,27 @@ pub(super) fn copy(
 
 /// Opens a file below a folder; links may lead around in it, but not out.
 fn open(folder: &Path, rest: &Path) -> Result<File, StorageError> {
-    let root = File::open(folder)
+    let root = Dir::open_ambient_dir(folder, ambient_authority())
         .map_err(|e| StorageError::io(format!("opening {}", folder.display()), e))?;
-    let how = OpenHow::new()
-        // Opening a FIFO must not wait for its other end.
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let mut result = Err(Errno::EAGAIN);
-    for _ in 0..TRIES {
-        result = openat2(&root, rest, how);
-        if !matches!(result, Err(Errno::EAGAIN | Errno::EINTR)) {
-            break;
-        }
-    }
     let path = || folder.join(rest).display().to_string();
-    match result {
-        Ok(file) => Ok(File::from(file)),
-        Err(Errno::EXDEV | Errno::ELOOP) => Err(refused(format!(
-            "{} leads out of {}",
-            path(),
-            folder.display()
-        ))),
-        Err(Errno::ENXIO) => Err(refused(format!("{} is not a regular file", path()))),
-        Err(Errno::ENOTDIR) => Err(StorageError::new(
-            StorageErrorKind::NotFound,
-            format!("no file {}", path()),
-        )),
-        Err(errno) => Err(StorageError::io(
-            format!("opening {}", path()),
-            errno.into(),
-        )),
-    }
+    let mut options = OpenOptions::new();
+    // Opening a FIFO must not wait for its other end.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    options.read(true).custom_flags(flags.bits());
+    root.open_with(rest, &options)
+        .map(cap_std::fs::File::into_std)
+        .map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ELOOP | Errno::EXDEV) => leads_out(&path(), folder),
+            // Its own word for a way out of the folder.
+            None if error.kind() == ErrorKind::PermissionDenied => leads_out(&path(), folder),
+            Some(Errno::ENXIO) => refused(format!("{} is not a regular file", path())),
+            Some(Errno::ENOTDIR) => {
+                StorageError::new(StorageErrorKind::NotFound, format!("no file {}", path()))
+            }
+            _ => StorageError::io(format!("opening {}", path()), error),
+        })
+}
+
+fn leads_out(path: &str, folder: &Path) -> StorageError {
+    refused(format!("{path} leads out of {}", folder.display()))
 }
