@@ -285,7 +285,7 @@ async fn compose(
             .await;
     }
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = env!("KVMLET_VERSION"),
         node = %node,
         epoch = %loaded.epoch,
         vms = loaded.vms.len(),

@@ -107,7 +107,7 @@ impl Server {
             .connect_timeout(Duration::from_secs(5))
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(20))
-            .user_agent(concat!("kvmlet-cli/", env!("CARGO_PKG_VERSION")))
+            .user_agent(concat!("kvmlet-cli/", env!("KVMLET_VERSION")))
             .expect("the user agent is plain ASCII"))
     }
 }

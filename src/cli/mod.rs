@@ -16,6 +16,7 @@ mod image;
 mod journal;
 mod json;
 mod maintenance;
+mod manual;
 mod node;
 mod operation;
 mod orphan;
@@ -54,7 +55,7 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(
     name = "kvmlet",
-    version,
+    version = env!("KVMLET_VERSION"),
     after_help = EXAMPLES,
     after_long_help = format!("{EXAMPLES}\n\n{}", fault::exit_codes()),
     max_term_width = 100
@@ -145,6 +146,14 @@ Examples:
         #[arg(value_parser = parse::shell)]
         shell: Shell,
     },
+    /// Write the man pages into a folder
+    // For whoever makes a package.
+    #[command(hide = true, after_help = "Example:\n  kvmlet manual --to target/man")]
+    Manual {
+        /// The folder
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+    },
 }
 
 /// How to run the daemon.
@@ -173,6 +182,7 @@ impl Cli {
             Command::Config(command) => config::run(&out, &command),
             Command::Journal(command) => journal::run(&out, &command),
             Command::Completions { shell } => completions(&out, shell),
+            Command::Manual { to } => manual::write(Self::command(), &to),
             command => ask(self.client.server, self.client.tls, out, command),
         };
         match done {
@@ -205,7 +215,8 @@ fn ask(server: Server, tls: connect::TlsArgs, out: Output, command: Command) -> 
             Command::Serve(_)
             | Command::Config(_)
             | Command::Journal(_)
-            | Command::Completions { .. } => {
+            | Command::Completions { .. }
+            | Command::Manual { .. } => {
                 Err(Fault::internal("this command does not ask the daemon"))
             }
         }

@@ -272,7 +272,7 @@ pub fn describe(core: &Core) -> NodeView {
             .as_ref()
             .map_or_else(String::new, |facts| facts.hostname.clone()),
         labels: core.config.node.labels.clone(),
-        kvmlet_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kvmlet_version: env!("KVMLET_VERSION").to_owned(),
         libvirt_version: facts
             .as_ref()
             .map_or_else(String::new, |facts| facts.libvirt_version.to_string()),

@@ -83,7 +83,7 @@ pub(super) fn layer(provider: &SdkTracerProvider) -> Box<dyn Layer<Registry> + S
 fn resource(node: Option<Uuid>) -> Resource {
     let mut attributes = vec![
         KeyValue::new("service.name", "kvmlet"),
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.version", env!("KVMLET_VERSION")),
     ];
     if let Some(node) = node {
         attributes.push(KeyValue::new("service.instance.id", node.to_string()));

@@ -46,7 +46,7 @@ impl GrpcSink {
     async fn channel(&self, endpoint: &str) -> Result<Channel, Problem> {
         let mut way = Endpoint::from_shared(endpoint.to_owned())
             .map_err(|error| Problem::from_error("the endpoint", &error))?
-            .user_agent(concat!("kvmlet/", env!("CARGO_PKG_VERSION")))
+            .user_agent(concat!("kvmlet/", env!("KVMLET_VERSION")))
             .map_err(|error| Problem::from_error("the endpoint", &error))?
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
