@@ -252,7 +252,10 @@ mod tests {
     fn sockets_that_are_passed_in_another_way_are_refused() {
         if is_daemon() {
             let error = passed_listener().unwrap_err();
-            assert!(error.to_string().contains("StandardInput=socket"), "{error}");
+            assert!(
+                error.to_string().contains("StandardInput=socket"),
+                "{error}"
+            );
             return;
         }
         let dir = tempfile::tempdir().unwrap();

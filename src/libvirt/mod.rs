@@ -23,6 +23,7 @@ mod embed;
 mod error;
 mod events;
 mod ffi;
+mod network;
 mod power;
 mod screenshot;
 mod secret;

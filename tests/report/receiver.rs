@@ -175,17 +175,21 @@ impl Drop for Running {
     }
 }
 
-/// Serves a book at a place until the answer is dropped, which ends it with all of
-/// its connections and no word to anyone.
-pub(crate) fn serve(book: &Arc<Book>, place: &Place) -> Running {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
-        .unwrap();
-    let service = ReportServiceServer::new(Calls(book.clone()));
+        .unwrap()
+}
+
+/// Serves a book at a place until the answer is dropped, which ends it with all of
+/// its connections and no word to anyone.
+pub(crate) fn serve(book: &Arc<Book>, place: &Place) -> Running {
     match place.clone() {
         Place::Unix(path) => {
+            let runtime = runtime();
+            let service = ReportServiceServer::new(Calls(book.clone()));
             drop(std::fs::remove_file(&path));
             let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
             listener.set_nonblocking(true).unwrap();
@@ -196,19 +200,35 @@ pub(crate) fn serve(book: &Arc<Book>, place: &Place) -> Running {
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await
             });
+            Running(Some(runtime))
         }
         Place::Tcp(address, tls) => {
-            runtime.spawn(async move {
-                let listener = TcpListener::bind(address).await.unwrap();
-                Server::builder()
-                    .tls_config(*tls)
-                    .unwrap()
-                    .add_service(service)
-                    .serve_with_incoming(TcpListenerStream::new(listener))
-                    .await
-            });
+            let listener = std::net::TcpListener::bind(address).unwrap();
+            serve_on(book, listener, Some(*tls))
         }
     }
+}
+
+/// The same on a listener that is there, of whatever network.
+pub(crate) fn serve_on(
+    book: &Arc<Book>,
+    listener: std::net::TcpListener,
+    tls: Option<ServerTlsConfig>,
+) -> Running {
+    let runtime = runtime();
+    let service = ReportServiceServer::new(Calls(book.clone()));
+    listener.set_nonblocking(true).unwrap();
+    runtime.spawn(async move {
+        let listener = TcpListener::from_std(listener).unwrap();
+        let mut server = Server::builder();
+        if let Some(tls) = tls {
+            server = server.tls_config(tls).unwrap();
+        }
+        server
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener))
+            .await
+    });
     Running(Some(runtime))
 }
 

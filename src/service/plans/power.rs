@@ -4,6 +4,7 @@ use super::disks;
 use crate::libvirt::{Begin, ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
+use crate::model::nic::Attachment;
 use crate::model::reason::Reason;
 use crate::service::cell::Cell;
 use crate::service::fault::{chain, from_libvirt};
@@ -179,6 +180,7 @@ impl Step for StartGuest {
 /// Starts the domain.
 pub(super) async fn start_guest(run: &Run, cell: &Cell, begin: Begin) -> Result<(), Fault> {
     disks::get_ready(run, cell).await?;
+    start_networks(run, cell).await?;
     let id = cell.id;
     let host = run.core.node.id();
     // Restoring reads the guest's whole memory.
@@ -200,6 +202,29 @@ pub(super) async fn start_guest(run: &Run, cell: &Cell, begin: Begin) -> Result<
             "the hypervisor could not start the VM",
         )),
     }
+}
+
+/// Starts libvirt's networks that the guest plugs into: distributions define one and
+/// leave it off. What stands in the way of one, the start of the guest will say.
+async fn start_networks(run: &Run, cell: &Cell) -> Result<(), Fault> {
+    let vm = cell.vm()?;
+    for nic in &vm.nics {
+        let Attachment::LibvirtNetwork { name } = &nic.attachment else {
+            continue;
+        };
+        let network = name.clone();
+        let answer = run
+            .core
+            .hypervisor
+            .try_call(Lane::Control, move |host| host.start_network(&network))
+            .await?;
+        match answer {
+            Ok(true) => tracing::info!(network = name, "started libvirt's network for a guest"),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(network = name, error = chain(&error), "not started"),
+        }
+    }
+    Ok(())
 }
 
 /// An error that has a reason of its own here, unless it is about the link.
