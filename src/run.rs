@@ -5,7 +5,9 @@
 //! been checked; nothing of a guest is touched on the way out.
 
 mod listen;
+mod notices;
 mod reload;
+mod watch;
 
 use crate::cli::ServeArgs;
 use crate::config::Config;
@@ -18,21 +20,24 @@ use crate::model::event::Position;
 use crate::report::metrics::{self, Metrics};
 use crate::service::addresses::{self, Addresses};
 use crate::service::core::Readiness;
+use crate::service::current::Current;
 use crate::service::feed::{Feed, catch_up};
 use crate::service::gate::Gate;
-use crate::service::hypervisor::Hypervisor;
+use crate::service::hypervisor::{Hypervisor, Link};
 use crate::service::images::Images;
 use crate::service::ledger::Ledger;
-use crate::service::node::{NodeIdentity, status_line};
+use crate::service::node::NodeIdentity;
 use crate::service::operations::Operations;
 use crate::service::orphans::Orphans;
 use crate::service::pools::Pools;
 use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports, used_pools};
 use crate::service::sinks::Board;
+use crate::service::status_line::status_line;
 use crate::service::vms::Vms;
 use crate::service::{Core, fault::chain, sweeper};
-use crate::telemetry::AuditFile;
+use crate::telemetry::{AuditFile, Level};
 use crate::{report, shutdown, systemd, telemetry};
+use notices::Notices;
 use reload::Reload;
 use std::collections::HashMap;
 use std::error::Error;
@@ -40,20 +45,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// `EX_CONFIG` of sysexits: the unit does not start it again.
 const BAD_CONFIGURATION: u8 = 78;
-/// How long systemd is asked to wait, each time, for the first look at the host.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long calls may take to end once nothing is at work any more.
 const LAST_CALLS: Duration = Duration::from_secs(2);
 /// How long the last spans may take to be sent, within what is left of the grace.
 const LAST_SPANS: Duration = Duration::from_secs(2);
-/// How often the status line is written anew.
-const STATUS: Duration = Duration::from_secs(10);
+/// What is left to be done past the grace: spans, threads that hang.
+const PAST_GRACE: Duration = Duration::from_secs(10);
 
 /// How serving ended.
 type Served = Result<(), Box<dyn Error + Send + Sync>>;
@@ -103,7 +105,11 @@ fn prepare(args: ServeArgs) -> Result<(), Refusal> {
         telemetry::start(&config.log, &config.audit, &config.traces, node)
             .map_err(|error| refusal(1, chain(&error)))?
     };
-    let outcome = runtime.block_on(run(config, path, telemetry.audit.clone()));
+    let log = Log {
+        audit: telemetry.audit.clone(),
+        level: telemetry.level.clone(),
+    };
+    let outcome = runtime.block_on(run(config, path, log));
     telemetry.end(match &outcome {
         Ok(left) => LAST_SPANS.min(*left),
         Err(_) => LAST_SPANS,
@@ -112,6 +118,12 @@ fn prepare(args: ServeArgs) -> Result<(), Refusal> {
     // the journal says already where it was.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome.map(drop)
+}
+
+/// What of the log changes while the daemon runs.
+struct Log {
+    audit: Option<AuditFile>,
+    level: Level,
 }
 
 /// The configuration, and the folder of a simulated host, which goes with it.
@@ -145,11 +157,7 @@ fn configuration(args: ServeArgs) -> Result<(Config, Option<tempfile::TempDir>),
 }
 
 /// Serves until it is told to stop; returns how much of the grace is left.
-async fn run(
-    config: Config,
-    path: Option<PathBuf>,
-    audit: Option<AuditFile>,
-) -> Result<Duration, Refusal> {
+async fn run(config: Config, path: Option<PathBuf>, log: Log) -> Result<Duration, Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
     let door = Arc::new(Door::open(&config));
     if let Some(role) = config.api.plaintext_role {
@@ -158,19 +166,22 @@ async fn run(
             "the API is served without encryption: everyone on this host has this role"
         );
     }
+    let doors = listen::open(&config)
+        .await
+        .map_err(|error| refusal(1, error))?;
+    let notices = Arc::new(Notices::default());
+    notices.status("reading the journal");
+    let (core, reconciler, cursors) = compose(config, door).await?;
     let reload = Reload {
-        door: door.clone(),
-        config: config.clone(),
+        core: core.clone(),
         path,
-        audit,
+        log,
+        notices: notices.clone(),
     };
     reload
         .follow(&signals)
         .map_err(|error| refusal(1, chain(&error)))?;
-    let doors = listen::open(&config)
-        .await
-        .map_err(|error| refusal(1, error))?;
-    let (core, reconciler, cursors) = compose(config, door).await?;
+    let watched = watch::over(&core, &notices);
     reconciler.adopt_recorded();
 
     let closing = CancellationToken::new();
@@ -191,15 +202,26 @@ async fn run(
     core.tasks.spawn(sweeper::empty_trash(core.clone()));
     core.tasks.spawn(addresses::run(core.clone()));
 
-    tell_systemd_when_ready(&core, &signals.end).await;
-    let watchdog = tokio::spawn(watch_over(core.clone()));
-    signals.end.cancelled().await;
+    let (mut readiness, mut link) = (core.readiness(), core.hypervisor.link());
+    let up = async {
+        drop(readiness.wait_for(|ready| *ready == Readiness::Ready).await);
+        // Comes right after: the line shall not say that libvirt is away.
+        drop(link.wait_for(|link| *link == Link::Up).await);
+    };
+    tokio::select! {
+        () = up => {
+            tracing::info!("ready");
+            notices.ready(&status_line(&core, Duration::ZERO));
+            signals.end.cancelled().await;
+        }
+        () = signals.end.cancelled() => {}
+    }
 
-    watchdog.abort();
     // Nobody misses a last scrape.
     scraped.abort();
     let told = Instant::now();
-    stop(&core, &closing, server).await;
+    stop(&core, &notices, &closing, server).await;
+    watched.end();
     Ok(core.config.shutdown.grace.saturating_sub(told.elapsed()))
 }
 
@@ -267,7 +289,8 @@ async fn compose(
         sinks: Board::default(),
         node: NodeIdentity::read(node),
         tasks: TaskTracker::new(),
-        ready: watch::Sender::new(Readiness::Starting),
+        current: Current::new(&config),
+        ready: tokio::sync::watch::Sender::new(Readiness::Starting),
         door,
         feed,
         config,
@@ -297,59 +320,19 @@ async fn compose(
     Ok((core, reconciler, cursors))
 }
 
-/// Says that the service is up once the host was compared with the records.
-async fn tell_systemd_when_ready(core: &Arc<Core>, signals: &CancellationToken) {
-    let mut readiness = core.readiness();
-    loop {
-        let ready = readiness.wait_for(|ready| *ready == Readiness::Ready);
-        tokio::select! {
-            _ = ready => break,
-            () = signals.cancelled() => return,
-            () = tokio::time::sleep(PATIENCE / 2) => {
-                // libvirt may be away for long; that is no reason to be killed.
-                systemd::extend_timeout(PATIENCE);
-                systemd::status("waiting for libvirt");
-            }
-        }
-    }
-    tracing::info!("ready");
-    systemd::ready(&status_line(core));
-}
-
-/// Keeps systemd told that the agent lives: its runtime turns and its journal
-/// can be written. libvirt is not asked: its absence must not restart the agent.
-async fn watch_over(core: Arc<Core>) {
-    let status = async {
-        loop {
-            tokio::time::sleep(STATUS).await;
-            systemd::status(&status_line(&core));
-        }
-    };
-    match systemd::watchdog_timeout() {
-        None => status.await,
-        Some(timeout) => {
-            let alive = || {
-                let core = core.clone();
-                async move { core.ledger.is_alive().await }
-            };
-            tokio::select! {
-                () = systemd::feed_watchdog(timeout, alive) => {}
-                () = status => {}
-            }
-        }
-    }
-}
-
 /// Not ready, no new calls, plans halt between steps, the rest ends; past the
 /// deadline it ends anyway.
 async fn stop(
     core: &Arc<Core>,
+    notices: &Notices,
     closing: &CancellationToken,
     server: tokio::task::JoinHandle<Served>,
 ) {
     tracing::info!("stopping; guests go on");
-    systemd::stopping("stopping; guests go on");
     core.ready.send_replace(Readiness::Stopping);
+    notices.stopping(&status_line(core, Duration::ZERO));
+    // The unit may allow less than the configuration.
+    systemd::extend_timeout(core.config.shutdown.grace.saturating_add(PAST_GRACE));
     core.stopping.cancel();
     core.operations.halt();
     closing.cancel();

@@ -4,6 +4,7 @@
 //! there, no watchdog asks. Telling never fails the daemon; a message that
 //! can't be sent is logged.
 
+use nix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
@@ -17,6 +18,31 @@ pub fn ready(status: &str) {
         (daemon::STATE_READY, "1"),
         (daemon::STATE_STATUS, &one_line(status)),
     ]);
+}
+
+/// Says that the daemon reads its configuration again. [`ready`] must follow,
+/// whatever comes of it: systemd waits for that.
+pub fn reloading(status: &str) {
+    let Some(micros) = monotonic_micros() else {
+        return;
+    };
+    notify(&[
+        ("RELOADING", "1"),
+        // Tells systemd which of its requests this answers.
+        ("MONOTONIC_USEC", &micros),
+        (daemon::STATE_STATUS, &one_line(status)),
+    ]);
+}
+
+/// The kernel's monotonic clock, in microseconds.
+fn monotonic_micros() -> Option<String> {
+    match clock_gettime(ClockId::CLOCK_MONOTONIC) {
+        Ok(time) => Some(Duration::from(time).as_micros().to_string()),
+        Err(error) => {
+            tracing::warn!(%error, "the monotonic clock could not be read");
+            None
+        }
+    }
 }
 
 /// Shows a line in `systemctl status`.

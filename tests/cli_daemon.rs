@@ -479,4 +479,16 @@ async fn a_configuration_is_checked_without_a_daemon() {
     for key in ["vms.retention", "nodes", "api.listen"] {
         assert!(told.contains(key), "{key}: {told}");
     }
+    // Certificates are looked at if asked for: they may be on another host.
+    let bare = daemon.home().join("bare.toml");
+    let tls = "[api]\nlisten = \"127.0.0.1:1\"\n[api.tls]\ncert_file = \"/nowhere/cert\"\n\
+               key_file = \"/nowhere/key\"\nclient_ca_file = \"/nowhere/ca\"\n";
+    std::fs::write(&bare, tls).unwrap();
+    let check = format!("config check --config {}", bare.display());
+    cli.run(&check).done();
+    let told = cli.run(&format!("{check} --certificates")).failed(2);
+    assert!(
+        told.contains("api.tls: /nowhere/cert can't be read"),
+        "{told}"
+    );
 }

@@ -4,6 +4,7 @@ use kvmlet::config::{Config, Keyring, LogTarget, PoolBackend, RbdSettings};
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::hardware::{Accelerator, Cpu, Firmware};
 use kvmlet::model::nic::Attachment;
+use kvmlet::service::current::Offered;
 use std::path::Path;
 use std::time::Duration;
 
@@ -247,14 +248,15 @@ fn a_network_plugs_in_at_exactly_one_place() {
          [[networks]]\nid='own'\nuser=true\n",
     )
     .expect("valid");
-    let lan = config.network("lan").expect("configured");
+    let offered = Offered::of(&config);
+    let lan = offered.network("lan").expect("configured");
     let bridge = Attachment::Bridge {
         name: "br0".to_owned(),
         vlan: Some(7),
     };
     assert_eq!((&lan.attachment, lan.mtu), (&bridge, Some(9000)));
     assert_eq!(
-        config.network("own").expect("configured").attachment,
+        offered.network("own").expect("configured").attachment,
         Attachment::User
     );
     let needs =
@@ -285,7 +287,8 @@ fn a_hardware_profile_has_every_choice_made() {
          cpu_model='EPYC-Milan'\nmachine='pc'\nfirmware='uefi'\naccelerator='kvm'\n",
     )
     .expect("valid");
-    let small = &config
+    let offered = Offered::of(&config);
+    let small = &offered
         .hardware_profile("small")
         .expect("configured")
         .hardware;
@@ -295,7 +298,10 @@ fn a_hardware_profile_has_every_choice_made() {
         (small.firmware, small.accelerator),
         (Firmware::Bios, Accelerator::Tcg)
     );
-    let big = &config.hardware_profile("big").expect("configured").hardware;
+    let big = &offered
+        .hardware_profile("big")
+        .expect("configured")
+        .hardware;
     assert_eq!(big.cpu, Cpu::Custom("EPYC-Milan".to_owned()));
     assert_eq!(
         (big.firmware, big.accelerator),

@@ -255,6 +255,7 @@ fn every_condition_of_the_node_is_in_the_runbook() {
         "ClockSane",
         "CertificatesValid",
         "Schedulable",
+        "ConfigurationRead",
         "PoolReady",
         "SinkReady",
     ] {

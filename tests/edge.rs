@@ -94,6 +94,7 @@ impl Edge {
             node: NodeIdentity::read(Uuid::from_u128(1)),
             tasks: TaskTracker::new(),
             door: Arc::new(Door::open(&config)),
+            current: kvmlet::service::current::Current::new(&config),
             ready: watch::Sender::new(Readiness::Starting),
             config,
             gate,

@@ -16,6 +16,7 @@ mod limits;
 mod metrics;
 mod pools;
 mod report;
+mod restart;
 mod section;
 mod settings;
 mod tls;

@@ -132,18 +132,6 @@ impl Config {
     pub fn pool(&self, name: &str) -> Option<&PoolSettings> {
         self.pools.iter().find(|pool| pool.name == name)
     }
-
-    /// The network with this id.
-    pub fn network(&self, id: &str) -> Option<&Network> {
-        self.networks.iter().find(|network| network.id == id)
-    }
-
-    /// The hardware profile with this id.
-    pub fn hardware_profile(&self, id: &str) -> Option<&HardwareProfile> {
-        self.hardware_profiles
-            .iter()
-            .find(|profile| profile.id == id)
-    }
 }
 
 /// Who this host is.

@@ -29,7 +29,7 @@ pub use seldom::Seldom;
 /// What callers may ask for at once.
 pub use crate::config::LimitSettings as Limits;
 
-use crate::config::{AccessSettings, ApiSettings, Config, LimitSettings};
+use crate::config::{AccessSettings, ApiSettings, Config, LimitSettings, ServerTls};
 use crate::model::access::Role;
 use counts::{Count, Counts};
 use groups::Groups;
@@ -39,7 +39,7 @@ use policy::Policy;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
-use tls::{Reread, Tls};
+use tls::{Material, Reread, Tls};
 use turns::{InTurn, Turns};
 
 /// Of the calls that there may be at once, what viewers leave to the others; of the
@@ -115,6 +115,23 @@ pub struct Door {
     pub figures: Figures,
 }
 
+/// What [`Door::reconfigure`] takes: read, checked, and not in use yet.
+pub struct Prepared {
+    policy: Policy,
+    limits: LimitSettings,
+    /// With nothing, if what the files hold is in use already.
+    certificates: Option<(ServerTls, Option<Material>)>,
+}
+
+/// Reads the certificates that a configuration names, as a daemon with it would;
+/// may block.
+///
+/// # Errors
+/// In words: why they can't be used.
+pub fn check_certificates(files: &ServerTls) -> Result<(), String> {
+    Tls::new(files).prepare(files).map(drop)
+}
+
 /// Answers that wait to be read: of all callers, and of one.
 const UNREAD: usize = 256 << 20;
 const UNREAD_EACH: usize = UNREAD / 4;
@@ -164,19 +181,37 @@ impl Door {
         *self.limits.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on, roles, limits and certificates are these; who is connected stays
-    /// so. Looks up names and reads certificates, which may block.
+    /// Looks up names and reads certificates, which may block, and changes nothing.
+    /// Certificates are left out where TLS would be turned on or off: that needs a
+    /// restart.
     ///
     /// # Errors
-    /// In words: certificates that can't be used. Then those in use stay, and roles
-    /// and limits are the new ones.
-    pub fn reconfigure(
+    /// In words: certificates that can't be used.
+    pub fn prepare(
         &self,
         api: &ApiSettings,
         access: &AccessSettings,
         limits: LimitSettings,
-    ) -> Result<(), String> {
-        let policy = Policy::new(access, api.plaintext_role);
+    ) -> Result<Prepared, String> {
+        let certificates = match (&self.tls, &api.tls) {
+            (Some(tls), Some(files)) => Some((files.clone(), tls.prepare(files)?)),
+            _ => None,
+        };
+        Ok(Prepared {
+            policy: Policy::new(access, api.plaintext_role),
+            limits,
+            certificates,
+        })
+    }
+
+    /// From now on, roles, limits and certificates are these; who is connected stays
+    /// so.
+    pub fn reconfigure(&self, prepared: Prepared) {
+        let Prepared {
+            policy,
+            limits,
+            certificates,
+        } = prepared;
         {
             let mut judge = self.judge.write().unwrap_or_else(PoisonError::into_inner);
             let generation = judge.generation + 1;
@@ -189,13 +224,12 @@ impl Door {
             let silence = limits.silence.max(own.silence);
             *own = LimitSettings { silence, ..limits };
         }
-        match (&self.tls, &api.tls) {
-            (Some(tls), Some(files)) => {
-                tls.use_files(files);
-                self.reread().map_or(Ok(()), Err)
+        if let (Some(tls), Some((files, material))) = (&self.tls, certificates) {
+            tls.use_files(&files);
+            if material.is_some() {
+                tracing::info!("new certificates are in use; connections stay");
             }
-            (None, None) => Ok(()),
-            _ => Err("turning TLS on or off needs a restart".to_owned()),
+            tls.take(material);
         }
     }
 

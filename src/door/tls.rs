@@ -96,30 +96,48 @@ impl Tls {
         *own = files.clone();
     }
 
+    /// Reads files, which may block, and does not use them; nothing if what they hold
+    /// is in use already.
+    pub(super) fn prepare(&self, files: &ServerTls) -> Result<Option<Material>, String> {
+        let current = self.material();
+        let read = Read::all(files)?;
+        let former = current.as_ref().map(|current| current.digest);
+        if former == Some(read.digest) {
+            return Ok(None);
+        }
+        let generation = current.map_or(0, |current| current.generation) + 1;
+        read.material(generation).map(Some)
+    }
+
+    /// Uses what was prepared, as long as nothing else was taken since.
+    pub(super) fn take(&self, prepared: Option<Material>) {
+        if let Some(material) = prepared {
+            let mut own = self.material.write();
+            **own.as_mut().unwrap_or_else(|e| e.get_mut()) = Some(Arc::new(material));
+        }
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Reads the files again, which may block, and uses what has changed.
     pub(super) fn reread(&self) -> Reread {
         let files = self.files.read();
         let files = files.unwrap_or_else(PoisonError::into_inner).clone();
-        let current = self.material();
-        let read = Read::all(&files).and_then(|read| {
-            let former = current.as_ref().map(|current| current.digest);
-            if former == Some(read.digest) {
-                return Ok(None);
+        match self.prepare(&files) {
+            Ok(prepared) => {
+                let changed = prepared.is_some();
+                self.take(prepared);
+                if changed {
+                    Reread::Changed
+                } else {
+                    Reread::Same
+                }
             }
-            let generation = current.map_or(0, |current| current.generation) + 1;
-            read.material(generation).map(Some)
-        });
-        let (outcome, trouble) = match read {
-            Ok(None) => (Reread::Same, None),
-            Ok(Some(material)) => {
-                let mut own = self.material.write();
-                **own.as_mut().unwrap_or_else(|e| e.get_mut()) = Some(Arc::new(material));
-                (Reread::Changed, None)
+            Err(trouble) => {
+                let mut own = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                *own = Some(trouble.clone());
+                Reread::Refused(trouble)
             }
-            Err(trouble) => (Reread::Refused(trouble.clone()), Some(trouble)),
-        };
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-        outcome
+        }
     }
 }
 

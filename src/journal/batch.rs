@@ -60,6 +60,7 @@ enum Write {
         position: Position,
     },
     Maintenance(Option<String>),
+    Touch,
 }
 
 /// The name under which a rebuild is kept beside epoch and revision.
@@ -140,6 +141,12 @@ impl Batch {
     #[cfg(test)]
     pub(super) fn put_revision(self, revision: u64) -> Self {
         self.with(Write::Revision(revision))
+    }
+
+    /// Has the writer write something that nobody reads: who waits for it learns that
+    /// the disk takes writes.
+    pub fn touch(self) -> Self {
+        self.with(Write::Touch)
     }
 
     /// Records what became of the records that were missing; `None`: nothing was.
@@ -243,6 +250,12 @@ impl Write {
                     row.end_time,
                     row.record,
                 ],
+            ),
+            // Another value each time: SQLite writes no page that stays as it is.
+            Self::Touch => run(
+                "INSERT INTO meta (name, value) VALUES ('touched', 1)
+                 ON CONFLICT (name) DO UPDATE SET value = (value + 1) % 1000",
+                &[],
             ),
             Self::Revision(revision) => run(
                 "UPDATE meta SET value = max(value, ?1) WHERE name = 'revision'",

@@ -1,12 +1,19 @@
-//! What can be changed while the daemon runs: roles, limits and certificates, at
-//! SIGHUP; certificates also when their files change.
+//! What can be changed while the daemon runs, at SIGHUP: log level, roles, limits,
+//! networks, hardware profiles and certificates; certificates also when their files
+//! change.
 //!
-//! Files and names are read on a thread of its own: they may be slow.
+//! Invariant: all of it changes, or nothing. What can be refused is read and checked
+//! first; then nothing can fail any more. Files and names are read on a thread of its
+//! own: they may be slow.
 
+use super::Log;
+use super::notices::Notices;
 use crate::config::Config;
-use crate::door::Door;
+use crate::service::Core;
+use crate::service::current::{Offered, Reading};
+use crate::service::fault::chain;
+use crate::service::status_line::status_line;
 use crate::shutdown::Asked;
-use crate::telemetry::AuditFile;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -18,15 +25,16 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// What is read again.
 pub(super) struct Reload {
-    pub(super) door: Arc<Door>,
-    pub(super) config: Config,
+    pub(super) core: Arc<Core>,
     /// The file that the configuration is from; a simulated host has none.
     pub(super) path: Option<PathBuf>,
-    pub(super) audit: Option<AuditFile>,
+    pub(super) log: Log,
+    pub(super) notices: Arc<Notices>,
 }
 
 impl Reload {
-    /// Reads again when asked to, until the daemon ends.
+    /// Reads again when asked to, until the daemon ends. What was asked for before is
+    /// not lost.
     ///
     /// # Errors
     /// If there is no thread for it.
@@ -36,11 +44,10 @@ impl Reload {
         thread::Builder::new()
             .name("reload".to_owned())
             .spawn(move || {
-                let mut reload = self;
                 loop {
                     match asks.recv_timeout(LOOK) {
-                        Ok(()) => reload.everything(),
-                        Err(RecvTimeoutError::Timeout) => drop(reload.door.reread()),
+                        Ok(()) => self.everything(),
+                        Err(RecvTimeoutError::Timeout) => drop(self.core.door.reread()),
                         Err(RecvTimeoutError::Disconnected) => return,
                     }
                 }
@@ -48,45 +55,62 @@ impl Reload {
         Ok(())
     }
 
-    fn everything(&mut self) {
-        if let Some(audit) = &self.audit {
+    fn everything(&self) {
+        self.notices.reloading();
+        if let Some(audit) = &self.log.audit {
             audit.reopen();
         }
-        match self.path.clone() {
-            Some(path) => self.file(&path),
+        match &self.path {
+            Some(path) => self.core.current.note(self.file(path)),
             None => tracing::info!("SIGHUP: there is no configuration file to read again"),
         }
+        let status = status_line(&self.core, Duration::ZERO);
+        self.notices.reloaded(&status);
     }
 
-    fn file(&mut self, path: &Path) {
-        let config = match Config::load(path) {
-            Ok(config) => config,
+    fn file(&self, path: &Path) -> Reading {
+        let prepared = Config::load(path)
+            .map_err(|faults| {
+                let told: Vec<String> = faults.faults().iter().map(ToString::to_string).collect();
+                told
+            })
+            .and_then(|config| {
+                let door = &self.core.door;
+                match door.prepare(&config.api, &config.access, config.limits) {
+                    Ok(prepared) => Ok((config, prepared)),
+                    Err(trouble) => Err(vec![format!("api.tls: {trouble}")]),
+                }
+            });
+        let (config, prepared) = match prepared {
+            Ok(prepared) => prepared,
             Err(faults) => {
                 tracing::error!(
                     path = %path.display(),
-                    faults = %faults.to_string().replace('\n', "; "),
+                    faults = faults.join("; "),
                     "the configuration was not read again; the former one stays in use"
                 );
-                return;
+                let faults = faults.len();
+                return Reading::Refused { faults };
             }
         };
-        let done = self
-            .door
-            .reconfigure(&config.api, &config.access, config.limits);
-        match done {
-            Ok(()) => tracing::info!("roles, limits and certificates were read again"),
-            Err(error) => tracing::error!(
-                error,
-                "roles and limits were read again, certificates were not"
-            ),
+        if let Err(error) = self.log.level.set(&config.log.level) {
+            // The configuration has checked it.
+            tracing::error!(error = chain(&error), "the log level stays");
         }
-        self.config.access = config.access.clone();
-        self.config.limits = config.limits;
-        self.config.api.tls.clone_from(&config.api.tls);
-        self.config.api.plaintext_role = config.api.plaintext_role;
-        if self.config != config {
-            tracing::warn!("what else has changed in the configuration needs a restart");
+        self.core.door.reconfigure(prepared);
+        self.core.current.offer(Offered::of(&config));
+        tracing::info!(
+            "log level, networks, hardware profiles, roles, limits and certificates were read again"
+        );
+        // Always against what the daemon was started with.
+        let restart = self.core.config.needs_restart(&config);
+        if !restart.is_empty() {
+            tracing::warn!(
+                keys = restart.join(", "),
+                "what has changed in the configuration needs a restart"
+            );
         }
+        Reading::Read { restart }
     }
 }
 

@@ -1,6 +1,7 @@
 //! All parts of the service, in one place that can be shared.
 
 use super::addresses::Addresses;
+use super::current::Current;
 use super::feed::Feed;
 use super::gate::Gate;
 use super::hypervisor::Hypervisor;
@@ -36,8 +37,10 @@ pub enum Readiness {
 
 /// All parts of the service.
 pub struct Core {
-    /// What was configured.
+    /// What was configured at the start; what changes since is in `current`.
     pub config: Config,
+    /// What of the configuration can change.
+    pub current: Current,
     /// Who may come in.
     pub door: Arc<Door>,
     /// The gate for calls that block.

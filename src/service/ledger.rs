@@ -73,17 +73,36 @@ impl Ledger {
         }
     }
 
-    /// Whether the journal still answers: a read that comes back. One that fails
-    /// because the disk is full is alive; a restart would not help.
+    /// Whether the journal still answers: a read and a write that come back; while
+    /// its disk hangs, this waits as long. One that fails because the disk is full is
+    /// alive: a restart would not help.
     pub async fn is_alive(&self) -> bool {
         let journal = self.journal.clone();
         let nobody = OperationId(uuid::Uuid::nil());
-        self.gate
-            .run(Lane::Journal, READ_DEADLINE, move || {
-                journal.operation(nobody).is_ok()
-            })
-            .await
-            .is_ok()
+        let read = self.gate.run(Lane::Journal, READ_DEADLINE, move || {
+            drop(journal.operation(nobody));
+        });
+        // What is read may be in memory: only a write asks the disk.
+        read.await.is_ok() && self.write_comes_back().await
+    }
+
+    async fn write_comes_back(&self) -> bool {
+        let (done, answer) = oneshot::channel();
+        let told = move |result: Result<(), JournalError>| {
+            // Then the writer was not asked.
+            let refused = matches!(result, Err(JournalError::Overloaded | JournalError::Closed));
+            drop(done.send((!refused, result.map_err(|error| from_journal(&error)))));
+        };
+        self.journal.submit(Batch::new().touch(), Box::new(told));
+        let Ok((wrote, result)) = answer.await else {
+            return false;
+        };
+        // So that JournalWritable is right while nothing else is written.
+        match result {
+            Ok(()) => drop(self.trouble.send_if_modified(|t| t.take().is_some())),
+            Err(fault) => drop(self.trouble.send_replace(Some(fault))),
+        }
+        wrote
     }
 
     /// Commits of the journal since the start, each an fsync, and the batches that
@@ -174,5 +193,78 @@ impl Ledger {
             }
             Err(_) => Err(internal("a read of the journal did not return")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Told;
+    use crate::model::event::{Change, What};
+    use crate::model::ids::VmId;
+    use std::sync::mpsc;
+
+    fn ledger(folder: &std::path::Path) -> Ledger {
+        let (journal, _) = Journal::open(&folder.join("journal.db")).unwrap();
+        Ledger::new(Arc::new(journal), Arc::new(Gate::default()))
+    }
+
+    #[tokio::test]
+    async fn each_sign_of_life_is_a_write_that_reached_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger(folder.path());
+        let log = || std::fs::read(folder.path().join("journal.db-wal")).unwrap();
+        for _ in 0..3 {
+            let (before, commits) = (log(), ledger.written().0);
+            assert!(ledger.is_alive().await);
+            assert_ne!(log(), before);
+            assert_eq!(ledger.written().0, commits + 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_hangs_is_not_alive_and_neither_is_a_full_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger(folder.path());
+        let (release, held) = mpsc::channel::<()>();
+        let (hangs, hung) = oneshot::channel();
+        let hold = Box::new(move |_| {
+            let _ = hangs.send(());
+            let _ = held.recv();
+        });
+        let change = Change {
+            time: Timestamp(0),
+            cause: None,
+            caller: None,
+            what: What::VmExpunged(VmId(uuid::Uuid::nil())),
+            labels: Default::default(),
+            former_labels: None,
+        };
+        let told = Told {
+            thing: "node".to_owned(),
+            digest: None,
+        };
+        let batch = Batch::new().put_event(&change, told, hold);
+        ledger.journal.submit(batch, Box::new(drop));
+        hung.await.unwrap();
+        let soon = Duration::from_millis(200);
+        let asked = tokio::time::timeout(soon, ledger.is_alive()).await;
+        assert!(asked.is_err(), "reads come back, and the write does not");
+        let full = || {
+            let (told, heard) = mpsc::channel();
+            let tell = move |result: Result<(), JournalError>| {
+                let _ = told.send(matches!(result, Err(JournalError::Overloaded)));
+            };
+            ledger.journal.submit(Batch::new(), Box::new(tell));
+            heard.try_recv() == Ok(true)
+        };
+        while !full() {}
+        assert!(
+            !ledger.is_alive().await,
+            "an answer that is not the writer's"
+        );
+        drop(release);
+        // The queue empties by itself.
+        while !ledger.is_alive().await {}
     }
 }

@@ -3,8 +3,10 @@
 use super::capacity::{self, Share};
 use super::clock;
 use super::core::Core;
+use super::current::Reading;
 use super::entrance;
 use super::host::{self, HostView, Machine};
+use super::status_line::counted;
 use super::volumes::{PoolView, pools};
 use crate::journal::Rebuild;
 use crate::model::bytes::Bytes;
@@ -265,6 +267,7 @@ pub fn describe(core: &Core) -> NodeView {
         "tcg"
     };
     let pools = pools(core);
+    let offered = core.current.offered();
     let (journal_commits, journal_batches) = core.ledger.written();
     NodeView {
         id: node.id,
@@ -304,14 +307,12 @@ pub fn describe(core: &Core) -> NodeView {
         journal_commits,
         journal_batches,
         foreign_domains: node.foreign.load(Ordering::Relaxed),
-        hardware_profiles: core
-            .config
+        hardware_profiles: offered
             .hardware_profiles
             .iter()
             .map(|profile| (profile.id.clone(), profile.hardware.clone()))
             .collect(),
-        networks: core
-            .config
+        networks: offered
             .networks
             .iter()
             .map(|network| (network.id.clone(), network.attachment.clone()))
@@ -324,31 +325,9 @@ pub fn refresh_conditions(core: &Core) {
     conditions(core, &pools(core));
 }
 
-/// A sentence for people who look at the service's status.
-pub fn status_line(core: &Core) -> String {
-    let views = core.vms.list();
-    let running = views
-        .iter()
-        .filter(|view| {
-            view.vm
-                .as_ref()
-                .is_some_and(|vm| vm.seen.resting.has_power())
-        })
-        .count();
-    let at_work = core.operations.live_count();
-    let libvirt = if core.hypervisor.is_up() {
-        ""
-    } else {
-        ", libvirt is away"
-    };
-    let maintenance = match core.node.maintenance() {
-        Some(_) => ", in maintenance",
-        None => "",
-    };
-    format!(
-        "{} VMs, {running} with power, {at_work} operations at work{libvirt}{maintenance}",
-        views.len()
-    )
+/// What is well and what is not, now.
+pub fn conditions_now(core: &Core) -> Vec<ConditionView> {
+    conditions(core, &pools(core))
 }
 
 fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
@@ -416,6 +395,13 @@ fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
             message,
         ));
     }
+    let (reason, message) = told_of(&core.current.reading());
+    conditions.push(condition(
+        "ConfigurationRead".to_owned(),
+        reason != REFUSED,
+        reason,
+        message,
+    ));
     let maintenance = core.node.maintenance();
     let schedulable = condition(
         "Schedulable".to_owned(),
@@ -455,6 +441,27 @@ fn conditions(core: &Core, pools: &[PoolView]) -> Vec<ConditionView> {
         ));
     }
     conditions
+}
+
+/// The reason where the file was refused.
+const REFUSED: &str = "Refused";
+
+/// What came of reading the configuration: one word, and in words.
+fn told_of(reading: &Reading) -> (&'static str, String) {
+    match reading {
+        Reading::Read { restart } if restart.is_empty() => ("InUse", String::new()),
+        Reading::Read { restart } => (
+            "RestartNeeded",
+            format!("needs a restart: {}", restart.join(", ")),
+        ),
+        Reading::Refused { faults } => (
+            REFUSED,
+            format!(
+                "the file has {} and was not read again; the former configuration is in use",
+                counted(*faults, "fault", "faults")
+            ),
+        ),
+    }
 }
 
 /// What a journal that was made anew does not know, as long as it would matter:

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use uuid::Uuid;
 
 /// Prefix of the fields in the system's journal: `KVMLET_VM_ID`.
@@ -52,6 +52,25 @@ pub struct Telemetry {
     spans: Option<SdkTracerProvider>,
     /// The file of the audit log, if there is one.
     pub audit: Option<AuditFile>,
+    /// How much is logged.
+    pub level: Level,
+}
+
+/// How much is logged; can be changed at any time.
+#[derive(Debug, Clone)]
+pub struct Level(reload::Handle<EnvFilter, Registry>);
+
+impl Level {
+    /// Logs by this filter from now on.
+    ///
+    /// # Errors
+    /// If it is none; the configuration refuses such values. The former one stays.
+    pub fn set(&self, filter: &str) -> Result<(), TelemetryError> {
+        let filter = EnvFilter::try_new(filter)?;
+        // Fails only when the subscriber has gone, at the end of the process.
+        drop(self.0.reload(filter));
+        Ok(())
+    }
 }
 
 impl Telemetry {
@@ -87,19 +106,24 @@ pub fn start(
         None => None,
     };
     let (mut layers, audit) = audit::layers(log, audit)?;
-    layers.push(lines(log)?);
+    let (filter, level) = reload::Layer::new(EnvFilter::try_new(&log.level)?);
+    layers.push(lines(log, filter)?);
     layers.extend(provider.as_ref().map(export::layer));
     tracing_subscriber::registry().with(layers).try_init()?;
     Ok(Telemetry {
         spans: provider,
         audit,
+        level: Level(level),
     })
 }
 
 /// The log.
-fn lines(settings: &LogSettings) -> Result<Box<dyn Layer<Registry> + Send + Sync>, TelemetryError> {
+fn lines(
+    settings: &LogSettings,
+    level: reload::Layer<EnvFilter, Registry>,
+) -> Result<Box<dyn Layer<Registry> + Send + Sync>, TelemetryError> {
     let audited = filter_fn(|record| !audit::is_audit(record));
-    let filter = EnvFilter::try_new(&settings.level)?.and(audited);
+    let filter = level.and(audited);
     Ok(if goes_to_journald(settings.target) {
         let layer = tracing_journald::layer()
             .map_err(TelemetryError::Journald)?

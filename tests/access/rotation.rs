@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+/// What grants the role of viewers.
+const VIEWER_URIS: &str = "uris = [\"spiffe://test.example/viewer/*\"]";
 const CALLERS: u32 = 10;
 /// Between two calls of one caller: 100 a second in all.
 const PACE: Duration = Duration::from_millis(100);
@@ -127,4 +129,33 @@ async fn a_certificate_that_changes_is_used_without_being_asked_to() {
         .get_node(GetNodeRequest {})
         .await
         .unwrap_or_else(|status| panic!("{OPERATOR} and {VIEWER} still may: {status}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_whose_certificates_can_not_be_used_changes_no_role_either() {
+    let stand = Stand::start().await;
+    let viewer = stand.viewer();
+    viewer.nodes().get_node(GetNodeRequest {}).await.unwrap();
+    let without = |text: String| text.replace(VIEWER_URIS, "uris = []");
+    stand.reconfigure(|text| {
+        let named = text.replace("cert_file = \"", "cert_file = \"/nowhere");
+        assert_ne!(named, text);
+        without(named)
+    });
+    until("the refusal", PATIENCE, async || {
+        let log = stand.daemon.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("was not read again"))?;
+        assert!(line.contains("api.tls: /nowhere"), "{line}");
+        Some(())
+    })
+    .await;
+    viewer.nodes().get_node(GetNodeRequest {}).await.unwrap();
+    // The same without the fault takes the role away.
+    stand.reconfigure(|text| text.replace("cert_file = \"/nowhere", "cert_file = \""));
+    until("the role to go", PATIENCE, async || {
+        viewer.nodes().get_node(GetNodeRequest {}).await.err()
+    })
+    .await;
 }

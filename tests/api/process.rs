@@ -2,7 +2,7 @@
 
 use crate::host::Host;
 use crate::support::api::{Start, small};
-use crate::support::daemon::{Daemon, Setup};
+use crate::support::daemon::Daemon;
 use crate::support::refusal::refused;
 use crate::support::{PATIENCE, until};
 use kvmlet::model::lifecycle::Resting;
@@ -157,36 +157,4 @@ async fn reflection_lists_every_service_in_both_versions() {
             assert!(listed.iter().any(|name| name == service), "{listed:?}");
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn systemd_is_told_of_readiness_of_life_and_of_the_end() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("notify");
-    let systemd = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
-    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
-    let heard = |word: &str| {
-        let mut all = String::new();
-        let mut buffer = [0; 4096];
-        while !all.contains(word) {
-            let length = systemd.recv(&mut buffer).unwrap();
-            all.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
-            all.push('\n');
-        }
-        all
-    };
-    let setup = Setup {
-        environment: vec![
-            ("NOTIFY_SOCKET".to_owned(), path.display().to_string()),
-            ("WATCHDOG_USEC".to_owned(), "1000000".to_owned()),
-        ],
-        ..Setup::default()
-    };
-    let mut daemon = Daemon::start(setup).await;
-    let ready = heard("READY=1");
-    assert!(ready.contains("STATUS=0 VMs, 0 with power"), "{ready}");
-    heard("WATCHDOG=1");
-    daemon.stop().await;
-    let end = heard("STOPPING=1");
-    assert!(!end.contains("READY=1"), "{end}");
 }

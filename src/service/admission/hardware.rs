@@ -1,7 +1,7 @@
 //! Hardware: what is asked for on top of what is configured, and whether this host
 //! has such.
 
-use super::Core;
+use super::{Core, Offered};
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
@@ -18,12 +18,13 @@ const PLAIN_MACHINE: &str = "q35";
 /// says on top, and every choice made.
 pub(super) fn hardware(
     core: &Core,
+    offered: &Offered,
     profile: Option<&str>,
     wish: &HardwareWish,
     base: Option<&Hardware>,
 ) -> Result<(Hardware, Hypervisor), Fault> {
     let profile = match profile {
-        Some(id) => Some(core.config.hardware_profile(id).ok_or_else(|| {
+        Some(id) => Some(offered.hardware_profile(id).ok_or_else(|| {
             Fault::field(
                 Reason::ProfileNotFound,
                 "hardware_profile_id",

@@ -12,6 +12,7 @@ mod volumes;
 
 use super::capacity;
 use super::core::Core;
+use super::current::Offered;
 use super::domains::domain_name;
 use super::fault::internal;
 use super::gate::Lane;
@@ -68,8 +69,10 @@ pub async fn create(
 ) -> Result<Vm, Fault> {
     let tags = tag::parse(&wish.system_tags)?;
     check_domain(core, id, wish).await?;
+    let offered = core.current.offered();
     let (hardware, hypervisor) = hardware(
         core,
+        &offered,
         wish.hardware_profile_id.as_deref(),
         &wish.hardware,
         None,
@@ -127,7 +130,7 @@ pub async fn create(
         .collect();
     check_files(core, &chosen, former).await?;
     check_room(core, &volumes).await?;
-    let nics = nics(core, id, &wish.nics)?;
+    let nics = nics(core, &offered, id, &wish.nics)?;
     check_text(&wish.name, "name")?;
     Ok(Vm {
         id,
@@ -243,7 +246,8 @@ pub fn update(core: &Core, vm: &Vm, changes: &VmChanges) -> Result<Vm, Fault> {
         } else {
             Some(&vm.hardware)
         };
-        (after.hardware, after.hypervisor) = hardware(core, profile, &wish, base)?;
+        (after.hardware, after.hypervisor) =
+            hardware(core, &core.current.offered(), profile, &wish, base)?;
         if let Some(profile) = profile {
             after.hardware_profile_id = Some(profile.to_owned());
         }

@@ -1,6 +1,6 @@
 //! Network interfaces: where they plug in, and addresses that nobody else has.
 
-use super::Core;
+use super::{Core, Offered};
 use crate::model::fault::Fault;
 use crate::model::ids::{NicId, VmId};
 use crate::model::nic::{Attachment, MacAddress, Nic};
@@ -12,7 +12,12 @@ use crate::model::vm::Vm;
 /// only Open vSwitch could.
 const VLAN_SINCE: u32 = 11;
 
-pub(super) fn nics(core: &Core, vm: VmId, wishes: &[NewNic]) -> Result<Vec<Nic>, Fault> {
+pub(super) fn nics(
+    core: &Core,
+    offered: &Offered,
+    vm: VmId,
+    wishes: &[NewNic],
+) -> Result<Vec<Nic>, Fault> {
     let mut nics = Vec::new();
     for (index, wish) in (0u32..).zip(wishes) {
         let path = |name: &str| format!("nics[{index}].{name}");
@@ -26,7 +31,7 @@ pub(super) fn nics(core: &Core, vm: VmId, wishes: &[NewNic]) -> Result<Vec<Nic>,
             }
             (Some(attachment), None) => (attachment.clone(), None),
             (None, Some(network)) => {
-                let found = core.config.network(network).ok_or_else(|| {
+                let found = offered.network(network).ok_or_else(|| {
                     Fault::field(
                         Reason::NetworkNotFound,
                         path("network_id"),
