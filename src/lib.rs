@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod door;
 pub mod faultpoint;
 pub mod grpc;

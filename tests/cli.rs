@@ -42,7 +42,7 @@ impl From<Output> for Ended {
 }
 
 /// All commands, also those that only group others.
-const COMMANDS: [&[&str]; 46] = [
+const COMMANDS: [&[&str]; 47] = [
     &[],
     &["serve"],
     &["vm"],
@@ -79,6 +79,7 @@ const COMMANDS: [&[&str]; 46] = [
     &["op", "show"],
     &["op", "wait"],
     &["op", "cancel"],
+    &["doctor"],
     &["node"],
     &["node", "maintenance"],
     &["node", "maintenance", "on"],

@@ -137,6 +137,11 @@ impl Fault {
         Self::new(Exit::Internal, message)
     }
 
+    /// What went wrong, in one line.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Adds a line: more about it, or what to do.
     #[must_use]
     pub(crate) fn with(mut self, line: impl Into<String>) -> Self {

@@ -3,13 +3,15 @@
 //!
 //! Invariant: it knows nothing that the API does not tell; it never looks at
 //! the host or libvirt, and at the daemon's own files only where that is what is
-//! asked for (`config`, `journal`), to read them. It doesn't decide what may be done to a
+//! asked for (`config`, `journal`), to read them. What `doctor` prints, another layer
+//! has looked at ([`crate::doctor`]). It doesn't decide what may be done to a
 //! VM: the daemon refuses, and this says so in words and with an exit code.
 
 mod advice;
 mod config;
 mod connect;
 mod console;
+mod doctor;
 mod events;
 mod fault;
 mod image;
@@ -139,6 +141,8 @@ Examples:
     /// The daemon's journal, as the file that it is
     #[command(subcommand)]
     Journal(journal::JournalCommand),
+    /// Check this host and explain each finding; changes nothing
+    Doctor(doctor::DoctorArgs),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  kvmlet completions bash > /etc/bash_completion.d/kvmlet")]
     Completions {
@@ -181,6 +185,7 @@ impl Cli {
             Command::Serve(args) => return serve(args),
             Command::Config(command) => config::run(&out, &command),
             Command::Journal(command) => journal::run(&out, &command),
+            Command::Doctor(args) => doctor::run(&out, self.client.server, &self.client.tls, &args),
             Command::Completions { shell } => completions(&out, shell),
             Command::Manual { to } => manual::write(Self::command(), &to),
             command => ask(self.client.server, self.client.tls, out, command),
@@ -215,6 +220,7 @@ fn ask(server: Server, tls: connect::TlsArgs, out: Output, command: Command) -> 
             Command::Serve(_)
             | Command::Config(_)
             | Command::Journal(_)
+            | Command::Doctor(_)
             | Command::Completions { .. }
             | Command::Manual { .. } => {
                 Err(Fault::internal("this command does not ask the daemon"))

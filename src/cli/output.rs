@@ -25,7 +25,7 @@ pub(crate) enum Format {
 }
 
 /// Prints answers as asked for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Output {
     format: Format,
     /// Ids only.

@@ -19,12 +19,14 @@ mod policy;
 mod seldom;
 mod tls;
 mod turns;
+mod validity;
 
 pub use accept::{Listeners, connections};
 pub use connection::Connection;
 pub use figures::Figures;
 pub use peer::Peer;
 pub use seldom::Seldom;
+pub use validity::{Validity, look_at_client, look_at_server};
 
 /// What callers may ask for at once.
 pub use crate::config::LimitSettings as Limits;

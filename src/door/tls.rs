@@ -142,7 +142,7 @@ impl Tls {
 }
 
 /// What the files hold.
-struct Read {
+pub(super) struct Read {
     cert: Vec<u8>,
     key: Zeroizing<Vec<u8>>,
     client_ca: Vec<u8>,
@@ -152,7 +152,7 @@ struct Read {
 }
 
 impl Read {
-    fn all(files: &ServerTls) -> Result<Self, String> {
+    pub(super) fn all(files: &ServerTls) -> Result<Self, String> {
         let cert = read(&files.cert)?;
         let key = read(&files.key)?;
         let client_ca = read(&files.client_ca)?;
@@ -174,7 +174,7 @@ impl Read {
         })
     }
 
-    fn material(self, generation: u64) -> Result<Material, String> {
+    pub(super) fn material(self, generation: u64) -> Result<Material, String> {
         let chain = certificates(&self.cert, &self.names.cert)?;
         let authorities = certificates(&self.client_ca, &self.names.client_ca)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key)
@@ -223,7 +223,7 @@ impl Read {
 }
 
 /// The certificates of a file, of which there is at least one.
-fn certificates(pem: &[u8], name: &Pem) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn certificates(pem: &[u8], name: &Pem) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| about(name, "can't be read", error))?;
@@ -233,7 +233,7 @@ fn certificates(pem: &[u8], name: &Pem) -> Result<Vec<CertificateDer<'static>>, 
     Ok(found)
 }
 
-fn read(pem: &Pem) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(super) fn read(pem: &Pem) -> Result<Zeroizing<Vec<u8>>, String> {
     let path = path(pem)?;
     let length = std::fs::metadata(&path)
         .map_err(|error| about(pem, "can't be read", error))?

@@ -28,7 +28,7 @@ pub use audit::{Audit, audit};
 pub use batch::{Announce, Batch, Told};
 use batch::{MAINTENANCE, REBUILD};
 pub use error::JournalError;
-pub use outside::export;
+pub use outside::{export, schema_of};
 pub use read::{Loaded, OperationQuery, Rebuild};
 
 use crate::model::event::Event;

@@ -76,6 +76,15 @@ impl Outside {
     }
 }
 
+/// The schema of the journal at `path`, and the newest one that this program knows.
+///
+/// # Errors
+/// `Io` if there is none or it can't be read, `Foreign`, `Newer`, and what SQLite says.
+pub fn schema_of(path: &Path) -> Result<(i64, i64), JournalError> {
+    let outside = Outside::open(path)?;
+    Ok((outside.schema, schema::newest()))
+}
+
 fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_NO_MUTEX

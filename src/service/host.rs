@@ -124,6 +124,11 @@ fn measure(root: &Path) -> Figures {
     }
 }
 
+/// The host's huge pages of each size, as the kernel tells now. Blocks.
+pub fn count_huge_pages() -> Vec<HugePages> {
+    huge_pages(Path::new("/sys/kernel/mm/hugepages"))
+}
+
 /// What a folder with an entry for each size of huge pages tells, by size.
 fn huge_pages(folder: &Path) -> Vec<HugePages> {
     let mut found: Vec<HugePages> = entries(folder)

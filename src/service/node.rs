@@ -21,6 +21,7 @@ use crate::model::view::View;
 use crate::service::operations::now;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -149,17 +150,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// KVM's device opens, and the processor says that it can: some nested hosts
-/// have a device whose guests hang at their first unusual instruction.
-fn kvm_works() -> bool {
+/// Whether guests can run with KVM.
+#[derive(Debug)]
+pub enum Kvm {
+    /// They can.
+    Works,
+    /// Its device can't be opened.
+    NoDevice(io::Error),
+    /// Its device opens, and the processor says that it can't.
+    NoFlags,
+}
+
+/// Looks whether KVM's device opens, and the processor says that it can: some nested
+/// hosts have a device whose guests hang at their first unusual instruction.
+pub fn find_kvm() -> Kvm {
     let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     if let Err(error) = device {
-        tracing::warn!(%error, "KVM can't be used; auto means TCG, which is slow");
-        return false;
+        return Kvm::NoDevice(error);
     }
     // Other architectures have no such flags.
     if !cfg!(target_arch = "x86_64") {
-        return true;
+        return Kvm::Works;
     }
     let capable = fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
         text.lines()
@@ -169,12 +180,23 @@ fn kvm_works() -> bool {
                     .any(|flag| matches!(flag, "vmx" | "svm"))
             })
     });
-    if !capable {
-        tracing::warn!(
-            "/dev/kvm opens, and the processor has no vmx or svm; auto means TCG, which is slow"
-        );
+    if capable { Kvm::Works } else { Kvm::NoFlags }
+}
+
+fn kvm_works() -> bool {
+    match find_kvm() {
+        Kvm::Works => true,
+        Kvm::NoDevice(error) => {
+            tracing::warn!(%error, "KVM can't be used; auto means TCG, which is slow");
+            false
+        }
+        Kvm::NoFlags => {
+            tracing::warn!(
+                "/dev/kvm opens, and the processor has no vmx or svm; auto means TCG, which is slow"
+            );
+            false
+        }
     }
-    capable
 }
 
 /// The host as readers see it.

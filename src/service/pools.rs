@@ -78,9 +78,7 @@ impl Pools {
         let entry = |settings: &PoolSettings| PoolEntry {
             pool: match &settings.backend {
                 PoolBackend::Qcow2 => Arc::new(Qcow2Pool::new(&settings.name, &settings.path)),
-                PoolBackend::Rbd(rbd) => {
-                    Arc::new(RbdPool::new(&settings.name, rbd_spec(settings, rbd, node)))
-                }
+                PoolBackend::Rbd(rbd) => Arc::new(rbd_pool(settings, rbd, node)),
             },
             default: settings.default,
             measured: Arc::default(),
@@ -412,8 +410,9 @@ impl Pools {
     }
 }
 
-fn rbd_spec(settings: &PoolSettings, rbd: &RbdSettings, node: Uuid) -> RbdPoolSpec {
-    RbdPoolSpec {
+/// A pool of Ceph pools as it is configured; touches nothing.
+pub fn rbd_pool(settings: &PoolSettings, rbd: &RbdSettings, node: Uuid) -> RbdPool {
+    let spec = RbdPoolSpec {
         conf: rbd.conf.clone(),
         user: rbd.user.clone(),
         keyring: match &rbd.keyring {
@@ -427,7 +426,8 @@ fn rbd_spec(settings: &PoolSettings, rbd: &RbdSettings, node: Uuid) -> RbdPoolSp
         trash_expiry: rbd.trash_expiry,
         scratch: settings.path.clone(),
         node,
-    }
+    };
+    RbdPool::new(&settings.name, spec)
 }
 
 fn not_mounted(name: &str) -> Fault {

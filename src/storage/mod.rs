@@ -14,9 +14,11 @@
 //! Everything here blocks: the service calls it from its bounded pool of
 //! threads. It keeps no record of what should exist; that is the journal's.
 
+mod ask;
 mod command;
 mod durable;
 mod error;
+mod folder;
 pub mod inspect;
 mod qcow2;
 mod qemu_img;
@@ -25,8 +27,11 @@ mod rbd;
 pub mod source;
 mod task;
 
+pub use ask::{Answer, ask};
 pub use error::{BadImageKind, StorageError, StorageErrorKind};
+pub use folder::{FolderTrial, try_folder};
 pub use qcow2::Qcow2Pool;
+pub use qemu_img::qemu_img_version;
 pub use rbd::{CephSecret, Keyring, RbdPool, RbdPoolSpec, ceph_version};
 pub use source::{CheckedSource, ImageSource, SourcePolicy, SourceRequest, UrlPrefix};
 pub use task::Task;

@@ -19,6 +19,16 @@ const OPTIONS: &str = "compat=1.1,cluster_size=65536,lazy_refcounts=off,prealloc
 /// More than any conversion was seen to use, with room for threads' stacks.
 const MEMORY: Bytes = Bytes::gib(4);
 
+/// What it prints of its version; no file is looked at. Blocks.
+///
+/// # Errors
+/// It is not installed, or can't be run.
+pub fn qemu_img_version(task: &Task) -> Result<String, StorageError> {
+    let printed = run("qemu-img", &words(&["--version"]), None, task, |_| ())?
+        .success("qemu-img --version")?;
+    Ok(String::from_utf8_lossy(&printed).into_owned())
+}
+
 /// Makes an empty qcow2 file at `path`, over whatever file is there.
 ///
 /// `backing` is stored as it is given and not opened; it is taken as relative
@@ -261,8 +271,8 @@ mod tests {
         }
         let mut met = Vec::new();
         walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut met);
-        // Making, checking, and the two that convert.
-        assert_eq!(met, [("qemu_img.rs".to_owned(), 3)]);
+        // Its version, making, checking, and the two that convert.
+        assert_eq!(met, [("qemu_img.rs".to_owned(), 4)]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod contract_cases;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod doctor;
 mod guards;
 mod header;
 mod held;

@@ -2,14 +2,15 @@
 
 use super::super::durable::temporary;
 use super::super::error::{StorageError, StorageErrorKind};
+use super::super::folder::direct_io;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// The unit of direct I/O that every disk can do.
+/// How much is written to prove it.
 const BLOCK: usize = 4096;
 
 /// Takes the lock file of a pool, and writes our process id into it; the lock
@@ -53,25 +54,14 @@ pub(super) fn lock(path: &Path) -> Result<Flock<File>, StorageError> {
 pub(super) fn probe(folder: &Path) -> Result<bool, StorageError> {
     let failed = |e| StorageError::io(format!("writing in {}", folder.display()), e);
     let file = temporary(folder, "probe-")?;
-    let mut plain = OpenOptions::new().write(true).open(&file).map_err(failed)?;
+    let mut plain = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&file)
+        .map_err(failed)?;
     plain
         .write_all(&[1; BLOCK])
         .and_then(|()| plain.sync_all())
         .map_err(failed)?;
-    let direct = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(OFlag::O_DIRECT.bits())
-        .open(&file);
-    let Ok(direct) = direct else {
-        return Ok(false);
-    };
-    // Direct I/O needs aligned memory: take the aligned part of a larger piece.
-    let mut memory = vec![2_u8; 2 * BLOCK];
-    let start = memory.as_ptr().align_offset(BLOCK);
-    let block = &mut memory[start..start + BLOCK];
-    Ok(direct
-        .write_all_at(block, 0)
-        .and_then(|()| direct.read_exact_at(block, 0))
-        .is_ok())
+    Ok(direct_io(&plain))
 }

@@ -152,8 +152,8 @@ impl Cluster {
         })
     }
 
-    /// Reads where the monitors are, and proves that the cluster lets the user in.
-    pub(super) fn prepare(&self) -> Result<(), StorageError> {
+    /// Reads where the monitors are.
+    pub(super) fn read_monitors(&self) -> Result<Vec<CephMonitor>, StorageError> {
         let mut arguments = words(&["--lookup", "mon_host", "--name"]);
         arguments.push(format!("client.{}", self.user).into());
         arguments.push("--conf".into());
@@ -172,6 +172,12 @@ impl Cluster {
                 ),
             ));
         }
+        Ok(monitors)
+    }
+
+    /// Reads where the monitors are, and proves that the cluster lets the user in.
+    pub(super) fn prepare(&self) -> Result<(), StorageError> {
+        let monitors = self.read_monitors()?;
         let mut known = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
         *known = Some(monitors);
         drop(known);

@@ -40,7 +40,7 @@ use crate::faultpoint;
 use crate::model::bytes::Bytes;
 use crate::model::ids::{ImageId, VolumeId};
 use crate::model::image::ImageFormat;
-use crate::model::volume::{DiskSource, PoolKind, RbdSource, VolumeKind, VolumeRef};
+use crate::model::volume::{CephMonitor, DiskSource, PoolKind, RbdSource, VolumeKind, VolumeRef};
 use glob::Pattern;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -111,6 +111,40 @@ impl RbdPool {
             spec,
             images: Mutex::default(),
         }
+    }
+
+    /// Where the cluster's configuration says that its monitors are. Asks nobody.
+    ///
+    /// # Errors
+    /// The file can't be read, or names none.
+    pub fn monitors(&self) -> Result<Vec<CephMonitor>, StorageError> {
+        self.cluster.read_monitors()
+    }
+
+    /// Proves that the cluster lets the user in, has the pools that are needed, and
+    /// that these answer; changes nothing. Blocks for as long as Ceph's tools wait.
+    ///
+    /// # Errors
+    /// Why it can't be used.
+    pub fn examine(&self) -> Result<(), StorageError> {
+        self.cluster.prepare()?;
+        let state = self.cluster.pools(FRESH)?;
+        let needed = BTreeSet::from([
+            &self.spec.image_pool,
+            &self.spec.root_pool,
+            &self.spec.data_pool,
+        ]);
+        for name in needed {
+            if !state.0.contains_key(name) {
+                return Err(StorageError::new(
+                    StorageErrorKind::CephPoolMissing,
+                    format!("the cluster has no pool {name}"),
+                ));
+            }
+            // The monitors answer for OSDs that hang.
+            self.cluster.reach(name)?;
+        }
+        Ok(())
     }
 
     /// The Ceph pool that a volume is in.
@@ -213,24 +247,7 @@ impl Pool for RbdPool {
 
     fn prepare(&self) -> Result<(), StorageError> {
         make_folder(&self.spec.scratch, 0o700)?;
-        self.cluster.prepare()?;
-        let state = self.cluster.pools(FRESH)?;
-        let needed = BTreeSet::from([
-            &self.spec.image_pool,
-            &self.spec.root_pool,
-            &self.spec.data_pool,
-        ]);
-        for name in needed {
-            if !state.0.contains_key(name) {
-                return Err(StorageError::new(
-                    StorageErrorKind::CephPoolMissing,
-                    format!("the cluster has no pool {name}"),
-                ));
-            }
-            // The monitors answer for OSDs that hang.
-            self.cluster.reach(name)?;
-        }
-        Ok(())
+        self.examine()
     }
 
     /// librbd has a cache of its own, which keeps what the guest flushes.
