@@ -81,8 +81,7 @@ fn add_rest(page: &mut Page, text: &str) {
             page.section(&heading.to_uppercase());
         } else {
             let mut paragraph = line.to_owned();
-            while let Some(line) =
-                lines.next_if(|line| !line.is_empty() && !line.starts_with(' '))
+            while let Some(line) = lines.next_if(|line| !line.is_empty() && !line.starts_with(' '))
             {
                 paragraph.push(' ');
                 paragraph.push_str(line);

@@ -41,7 +41,10 @@ impl<'f> Line<'f> {
 
 fn is_key(text: &str) -> bool {
     text.split_once(" = ").is_some_and(|(key, _)| {
-        !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        !key.is_empty()
+            && key
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
     })
 }
 
@@ -133,8 +136,7 @@ fn described(
             page.lines(kept);
         } else if !line.is_empty() {
             let mut paragraph = line.to_owned();
-            while let Some(line) =
-                lines.next_if(|line| !line.is_empty() && !line.starts_with(' '))
+            while let Some(line) = lines.next_if(|line| !line.is_empty() && !line.starts_with(' '))
             {
                 paragraph.push(' ');
                 paragraph.push_str(line);

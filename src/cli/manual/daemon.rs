@@ -100,10 +100,7 @@ fn ends(page: &mut Page) {
             "It could not start, or could not go on; the log says why. The unit starts it \
              again.",
         ),
-        (
-            "2",
-            "The arguments are wrong.",
-        ),
+        ("2", "The arguments are wrong."),
         (
             "78",
             "The configuration is wrong: kvmlet config check tells every fault. The unit does \
@@ -136,7 +133,10 @@ fn files(page: &mut Page) {
     page.section("FILES");
     let socket = connect::DEFAULT_SERVER.trim_start_matches("unix://");
     for (name, meaning) in [
-        ("/etc/kvmlet/kvmlet.toml", "The configuration: kvmlet.toml(5)."),
+        (
+            "/etc/kvmlet/kvmlet.toml",
+            "The configuration: kvmlet.toml(5).",
+        ),
         (
             socket,
             "The socket of the API, for root and the group kvmlet.",
