@@ -128,29 +128,20 @@ fn tell(check: Check, about: &str, name: &str, needed: bool, libvirt: &Libvirt, 
     };
     let start = format!("virsh net-start {name} && virsh net-autostart {name}");
     match found {
-        Some(NetworkState {
-            active: true,
-            autostart: true,
-        }) => notes.ok(check, about, format!("libvirt's network {name} is active")),
+        Some(NetworkState { active: true, .. }) => {
+            notes.ok(check, about, format!("libvirt's network {name} is active"));
+        }
         _ if !needed => {
             let found =
                 format!("libvirt's network {name} is not active, and none of [[networks]] uses it");
             notes.ok(check, about, found);
         }
-        Some(NetworkState { active: true, .. }) => notes.warning(
-            check,
-            about,
-            format!("libvirt's network {name} is active, and does not start with libvirt"),
-            "After the next boot guests with an interface in it can't start.",
-            format!("virsh net-autostart {name}"),
-        ),
-        Some(_) => notes.warning(
-            check,
-            about,
-            format!("libvirt's network {name} is not active"),
-            "Guests with an interface in it can't start.",
-            start,
-        ),
+        Some(_) => {
+            let found = format!(
+                "libvirt's network {name} is not active; kvmlet starts it for the first guest"
+            );
+            notes.ok(check, about, found);
+        }
         None => {
             let define = if name == DEFAULT {
                 format!(

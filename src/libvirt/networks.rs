@@ -10,8 +10,6 @@ use virt::error::ErrorNumber;
 pub struct NetworkState {
     /// Guests can be plugged into it.
     pub active: bool,
-    /// It is started with libvirt.
-    pub autostart: bool,
 }
 
 impl Host {
@@ -24,7 +22,6 @@ impl Host {
             let network = connection.lookup_network_by_name(name)?;
             Ok(NetworkState {
                 active: network.is_active()?,
-                autostart: network.autostart()?,
             })
         });
         match found {

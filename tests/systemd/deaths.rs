@@ -6,7 +6,7 @@ use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::GetNodeRequest;
 use nix::sys::signal::{Signal, kill};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -81,6 +81,8 @@ pub async fn restarts_refuse_nobody(host: &Host) {
 pub async fn a_killed_agent_comes_back(host: &Host) {
     let killed = host.agent().expect("the agent runs");
     kill(killed, Signal::SIGKILL).unwrap();
+    let gone = Path::new("/proc").join(killed.to_string());
+    until("its end", PATIENCE, async || (!gone.exists()).then_some(())).await;
     let asked = Instant::now();
     let node = timeout(PATIENCE, host.api().node()).await.unwrap();
     println!("served {:.1} s after a kill", asked.elapsed().as_secs_f32());

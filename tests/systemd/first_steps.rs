@@ -9,7 +9,7 @@ use std::path::Path;
 /// Installs a package the way a person does; nothing may run afterwards.
 pub fn install(host: &Host, package: &Path) {
     copy(host, package, "/root/kvmlet.deb");
-    host.run("apt-get install -y --no-download /root/kvmlet.deb");
+    host.run("apt-get install -y /root/kvmlet.deb");
     for unit in ["kvmlet.service", "kvmlet.socket"] {
         let state = host.try_run(&format!("systemctl is-active {unit}")).out;
         assert_eq!(state, "inactive", "{unit} was started by its installation");

@@ -160,6 +160,11 @@ impl Host {
         );
     }
 
+    /// The system's first process, seen from outside.
+    pub fn first(&self) -> i32 {
+        self.init.as_raw()
+    }
+
     /// A file of the system, seen from outside.
     pub fn path(&self, inside: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root", self.init)).join(inside.trim_start_matches('/'))

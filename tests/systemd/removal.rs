@@ -45,13 +45,13 @@ pub async fn of_everything_but_the_guest(host: &Host, packages: &Packages, guest
     );
 
     // With nothing of anyone's left, nothing is left.
-    for id in host.run("kvmlet --quiet vm list --deleted").lines() {
+    for id in host.run("kvmlet --quiet vm list --all").lines() {
         host.run(&format!(
-            "kvmlet vm delete {id} --force --yes >/dev/null 2>&1; kvmlet vm expunge {id} --yes"
+            "kvmlet vm delete {id} --retention 0 --yes || kvmlet vm expunge {id} --yes"
         ));
     }
     for id in host.run("kvmlet --quiet image list").lines() {
-        host.run(&format!("kvmlet image delete {id} --yes"));
+        host.run(&format!("kvmlet image delete {id}"));
     }
     host.run("rm -f /var/lib/kvmlet/import/*");
     until("kept roots to be removed", PATIENCE, async || {

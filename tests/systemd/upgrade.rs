@@ -60,7 +60,7 @@ pub async fn under_load(host: &Host, remote: &Remote, packages: &Packages, guest
         .await;
         let agent = host.agent();
         first_steps::copy(host, package, "/root/kvmlet.deb");
-        host.run("apt-get install -y --no-download --allow-downgrades /root/kvmlet.deb");
+        host.run("apt-get install -y --allow-downgrades /root/kvmlet.deb");
         assert_ne!(host.agent(), agent, "the upgrade restarts the agent");
         let node = host.api().node().await;
         if !version.is_empty() {
