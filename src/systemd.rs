@@ -4,9 +4,11 @@
 //! there, no watchdog asks. Telling never fails the daemon; a message that
 //! can't be sent is logged.
 
+use listenfd::ListenFd;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::time::{ClockId, clock_gettime};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 use systemd::daemon::{self, Listening, SocketType};
@@ -118,41 +120,39 @@ where
 }
 
 /// Takes the Unix socket that systemd listens on for the daemon; `None` without
-/// socket activation. Each call gives another handle of the same socket.
+/// socket activation. To be called once.
 ///
-/// It is taken from standard input, not from descriptor 3, because owning a
-/// descriptor by its number is unsafe. The unit must say so:
-///
-/// ```ini
-/// StandardInput=socket
-/// StandardOutput=journal
-/// StandardError=journal
-/// ```
-///
-/// systemd passes nothing else then, and no `LISTEN_FDS`.
+/// It is descriptor 3, not standard input (`StandardInput=socket`): that one systemd
+/// makes blocking, for all who have it, whenever it runs a command of the unit.
 ///
 /// # Errors
-/// Sockets were passed in the other way, or standard input can't be looked at.
+/// Something else was passed than one listening Unix stream socket.
 pub fn passed_listener() -> io::Result<Option<UnixListener>> {
-    let stdin = io::stdin();
+    let mut passed = ListenFd::from_env();
+    let listener = match passed.len() {
+        0 => return Ok(None),
+        1 => passed.take_unix_listener(0)?,
+        _ => None,
+    };
+    let refused = || {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "systemd passed something else than one listening Unix socket",
+        )
+    };
+    let listener = listener.ok_or_else(refused)?;
     let listens = daemon::is_socket_unix(
-        stdin.as_raw_fd(),
+        listener.as_raw_fd(),
         Some(SocketType::Stream),
         Listening::IsListening,
         None::<&str>,
     )?;
-    if listens {
-        return Ok(Some(stdin.as_fd().try_clone_to_owned()?.into()));
+    if !listens {
+        return Err(refused());
     }
-    // Checks that they are for this process, not for one that it came from.
-    if daemon::listen_fds()?.is_empty() {
-        return Ok(None);
-    }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        "systemd passed sockets, but standard input is no listening Unix socket; \
-         the unit needs StandardInput=socket",
-    ))
+    // Not for children.
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(Some(listener))
 }
 
 #[cfg(test)]
@@ -261,7 +261,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let mut child = daemon(
             "a_socket_that_systemd_listens_on_is_taken_over",
-            "",
+            "exec 3<&0 </dev/null; LISTEN_PID=$$; LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS;",
             listener.into(),
             &[],
         );
@@ -275,24 +275,27 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_are_passed_in_another_way_are_refused() {
+    fn what_is_no_listening_unix_socket_is_refused() {
         if is_daemon() {
             let error = passed_listener().unwrap_err();
-            assert!(
-                error.to_string().contains("StandardInput=socket"),
-                "{error}"
-            );
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
-        let mut child = daemon(
-            "sockets_that_are_passed_in_another_way_are_refused",
-            "exec 3<&0 </dev/null; LISTEN_PID=$$; LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS;",
-            listener.into(),
-            &[],
-        );
-        assert!(child.wait().unwrap().success());
+        let two = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let (connected, _peer) = UnixStream::pair().unwrap();
+        for (given, count) in [(OwnedFd::from(two), 2), (connected.into(), 1)] {
+            let mut child = daemon(
+                "what_is_no_listening_unix_socket_is_refused",
+                &format!(
+                    "exec 3<&0 4<&0 </dev/null; LISTEN_PID=$$; LISTEN_FDS={count}; \
+                     export LISTEN_PID LISTEN_FDS;"
+                ),
+                given,
+                &[],
+            );
+            assert!(child.wait().unwrap().success());
+        }
     }
 
     #[test]

@@ -27,9 +27,13 @@ fn build() -> Packages {
     let deb = |version: &[&str]| {
         let out = project().join("target/package/tests");
         let out = out.to_str().unwrap();
-        let mut arguments = vec!["--deb", "--profile", "dev", "--out", out];
+        // As from a shell: what cargo tells a test would make much be built again.
+        let path = format!("PATH={}", std::env::var("PATH").unwrap());
+        let home = format!("HOME={}", std::env::var("HOME").unwrap());
+        let mut arguments = vec!["-i", &path, &home, script.to_str().unwrap()];
+        arguments.extend(["--deb", "--profile", "dev", "--out", out]);
         arguments.extend(version);
-        let said = outside(script.to_str().unwrap(), &arguments);
+        let said = outside("env", &arguments);
         let path = said.lines().last().expect("it prints where they are");
         PathBuf::from(path)
     };
