@@ -23,6 +23,8 @@ use crate::proto::v1::vm_service_server::VmServiceServer;
 use crate::proto::v1::volume_service_server::VolumeServiceServer;
 use crate::service::Core;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::service::Routes;
@@ -52,6 +54,18 @@ const SERVICES: [&str; 7] = [
     NodeServiceServer::<NodeCalls>::NAME,
 ];
 
+/// For how long what was let in last is served before connections are closed: HTTP/2
+/// drops one that has not shaken hands yet. Others wait in the sockets' queues, for the
+/// next agent, where systemd holds the socket.
+const LAST_GUESTS: Duration = Duration::from_millis(200);
+
+/// When connections are to be closed: nobody is let in any more, and nobody is on the
+/// doorstep.
+async fn shut(stop: CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(LAST_GUESTS).await;
+}
+
 /// Serves until `stop` is cancelled, then lets the calls at work finish.
 ///
 /// A caller that keeps a stream open keeps this from returning: put a deadline
@@ -78,10 +92,11 @@ pub async fn serve(
         &reporter,
         &limits,
     )?;
-    let connections = door::connections(&door, listeners, &stop);
+    // Its end would end the connections at once.
+    let connections = door::connections(&door, listeners, &stop).chain(tokio_stream::pending());
     let served = server(&limits, Guard(door))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(connections, shut(stop.clone()));
     let health = async {
         health::follow(reporter, &SERVICES, readiness, stop.clone()).await;
         Ok(())
