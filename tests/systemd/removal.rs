@@ -50,6 +50,7 @@ pub async fn of_everything_but_the_guest(host: &Host, packages: &Packages, guest
             "kvmlet vm delete {id} --retention 0 --yes || kvmlet vm expunge {id} --yes"
         ));
     }
+    println!("{}", host.run("kvmlet vm list --all; kvmlet volume list"));
     for id in host.run("kvmlet --quiet image list").lines() {
         host.run(&format!("kvmlet image delete {id}"));
     }
