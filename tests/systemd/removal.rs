@@ -51,11 +51,11 @@ pub async fn of_everything_but_the_guest(host: &Host, packages: &Packages, guest
             "kvmlet vm delete {id} --retention 0 --yes && {{ kvmlet vm expunge {id} --yes || true; }}"
         ));
     }
-    println!("{}", host.run("kvmlet vm list --all; kvmlet volume list"));
     for id in host.run("kvmlet --quiet image list").lines() {
         host.run(&format!("kvmlet image delete {id}"));
     }
-    host.run("rm -f /var/lib/kvmlet/import/*");
+    // What this test brought, and no package.
+    host.run("rm -rf /var/lib/kvmlet/import/* /etc/kvmlet/tls /etc/kvmlet/credentials/tls.key");
     until("kept roots to be removed", PATIENCE, async || {
         let left =
             host.run("find /var/lib/kvmlet/pool/volumes /var/lib/kvmlet/pool/images -type f");
@@ -64,5 +64,6 @@ pub async fn of_everything_but_the_guest(host: &Host, packages: &Packages, guest
     .await;
     let purged = host.run("apt-get purge -y kvmlet 2>&1");
     println!("# apt-get purge, with nothing left\n{purged}");
-    host.run("test ! -e /var/lib/kvmlet && test ! -e /etc/kvmlet && test ! -e /run/kvmlet");
+    let left = host.try_run("find /var/lib/kvmlet /etc/kvmlet /run/kvmlet /var/log/kvmlet");
+    assert_eq!(left.out, "", "{purged}");
 }
