@@ -32,6 +32,15 @@ pub(crate) fn make_folder(folder: &Path, mode: u32) -> Result<(), StorageError> 
     }
 }
 
+/// The same, with the folders above it that are missing, which others can pass through.
+pub(crate) fn make_folders(folder: &Path, mode: u32) -> Result<(), StorageError> {
+    let above: Vec<_> = folder.ancestors().skip(1).collect();
+    for missing in above.into_iter().rev().filter(|folder| !folder.exists()) {
+        make_folder(missing, 0o711)?;
+    }
+    make_folder(folder, mode)
+}
+
 /// Makes an empty file in `folder` that is removed unless it is published.
 pub(crate) fn temporary(folder: &Path, prefix: &str) -> Result<TempPath, StorageError> {
     tempfile::Builder::new()

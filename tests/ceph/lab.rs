@@ -24,7 +24,8 @@ pub(crate) fn shared() -> &'static Cluster {
 /// A host of its own with the pool `ceph`, not the default one, on a cluster.
 pub(crate) fn setup(cluster: &Cluster) -> Setup {
     let node = id();
-    let scratch = cluster.folder().join(format!("scratch-{node}"));
+    // In a folder that is not there either, as on a fresh host.
+    let scratch = cluster.folder().join(format!("scratch-{node}/ceph"));
     Setup {
         more: cluster.pool_section(&scratch),
         ..Setup::default()

@@ -18,7 +18,7 @@ mod listing;
 
 use self::copy::verify;
 use self::listing::{SUFFIX, generation, id_in, list, on_disk, read_folder};
-use super::durable::{self, make_folder, publish, temporary};
+use super::durable::{self, make_folder, make_folders, publish, temporary};
 use super::error::{StorageError, StorageErrorKind};
 use super::inspect::{DEFAULT_MAX_VIRTUAL_SIZE, Qcow2Header, SECTOR};
 use super::source::{self, CheckedSource};
@@ -254,11 +254,7 @@ impl Pool for Qcow2Pool {
         let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
             // QEMU's user must be able to enter every folder above, too.
-            let above: Vec<_> = self.path.ancestors().skip(1).collect();
-            for folder in above.into_iter().rev().filter(|folder| !folder.exists()) {
-                make_folder(folder, 0o711)?;
-            }
-            make_folder(&self.path, 0o711)?;
+            make_folders(&self.path, 0o711)?;
             let lock = claim::lock(&self.path.join(LOCK))?;
             make_folder(&self.images, 0o755)?;
             make_folder(&self.volumes, 0o711)?;

@@ -29,7 +29,7 @@ use self::volume::whole;
 
 use self::answers::{Child, Du, Info, Snapshot, Status};
 use self::cluster::{Cluster, PoolsState, QUICK};
-use super::durable::make_folder;
+use super::durable::make_folders;
 use super::error::{StorageError, StorageErrorKind};
 use super::source::{self, CheckedSource};
 use super::task::Task;
@@ -246,7 +246,7 @@ impl Pool for RbdPool {
     }
 
     fn prepare(&self) -> Result<(), StorageError> {
-        make_folder(&self.spec.scratch, 0o700)?;
+        make_folders(&self.spec.scratch, 0o700)?;
         self.examine()
     }
 
