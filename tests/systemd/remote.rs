@@ -46,7 +46,7 @@ impl Remote {
         let tls = "cert_file = \"/etc/kvmlet/tls/cert.pem\", key_credential = \"kvmlet_tls.key\", \
                    client_ca_file = \"/etc/kvmlet/tls/client-ca.pem\"";
         put(host, "/etc/kvmlet/kvmlet.toml", &config(tls, ""));
-        host.run("kvmlet config check || true; systemctl restart kvmlet");
+        host.run("kvmlet config check && systemctl restart kvmlet");
         remote
     }
 

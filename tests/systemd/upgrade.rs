@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tonic::Code;
 
-/// How many upgrades there are.
+/// How many VMs are paused and resumed meanwhile.
 const VMS_AT_WORK: usize = 3;
 
 /// Operations in flight, watchers and a receiver connected: guests are untouched, each
@@ -50,7 +50,7 @@ pub async fn under_load(host: &Host, remote: &Remote, packages: &Packages, guest
         let vm_id = made(&api, &image, None).await;
         workers.push(tokio::spawn(work(api.clone(), vm_id, stop.clone())));
     }
-    let imports = tokio::spawn(create(api.clone(), image, stop.clone()));
+    let creating = tokio::spawn(create(api.clone(), image, stop.clone()));
 
     let mut told_before = told.load(Ordering::Relaxed);
     for (package, version) in [(&packages.next, NEXT), (&packages.now, "")] {
@@ -77,7 +77,7 @@ pub async fn under_load(host: &Host, remote: &Remote, packages: &Packages, guest
     stop.store(true, Ordering::Relaxed);
 
     let (mut accepted, mut refused) = (Vec::new(), BTreeMap::<String, u32>::new());
-    for worker in workers.into_iter().chain([imports]) {
+    for worker in workers.into_iter().chain([creating]) {
         let (some, wrong) = worker.await.unwrap();
         accepted.extend(some);
         for code in wrong {
