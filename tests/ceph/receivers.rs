@@ -2,8 +2,8 @@
 //! control plane, by a certificate. The latter takes no reports.
 
 use super::spill::{Place, Secret, files};
-use super::support::api::{Api, id};
-use super::support::{PATIENCE, until};
+use crate::support::api::{Api, id};
+use crate::support::{PATIENCE, until};
 use async_nats::ConnectOptions;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::fs;

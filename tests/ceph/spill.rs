@@ -4,7 +4,7 @@
 // Each test binary uses its own part of it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use super::support::daemon::Daemon;
+use crate::support::daemon::Daemon;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use std::fs;

@@ -18,9 +18,6 @@ mod support;
 #[path = "../qemu_libvirt/guest.rs"]
 mod sector;
 
-#[path = "../qemu/reaper.rs"]
-mod reaper;
-
 mod ask;
 mod lane;
 mod marked;
@@ -53,7 +50,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each waits for processes most of the time.
     arguments.test_threads.get_or_insert(4);
-    reaper::start();
+    support::reaper::start();
     let total = Total::default();
     let mut trials = Vec::new();
     let seed = seed();

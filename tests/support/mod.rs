@@ -14,7 +14,9 @@ pub mod images;
 pub mod invariants;
 pub mod libvirtd;
 pub mod pki;
+pub mod reaper;
 pub mod refusal;
+pub mod small;
 pub mod watch;
 pub mod world;
 

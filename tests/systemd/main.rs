@@ -16,7 +16,7 @@ mod support;
 mod fleet;
 
 #[allow(dead_code)]
-#[path = "../report/receiver.rs"]
+#[path = "../simulated/report/receiver.rs"]
 mod receiver;
 
 mod deaths;

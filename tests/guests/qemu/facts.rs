@@ -1,0 +1,91 @@
+//! What a host with real QEMU tells of itself, against what the kernel and QEMU say.
+
+use crate::bench::Bench;
+use crate::support::{PATIENCE, until};
+use kvmlet::proto::v1::*;
+use std::collections::BTreeSet;
+use std::fs;
+
+/// The values of the lines `key: value` of a file of the kernel's.
+fn values(path: &str, key: &str) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    let pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs
+        .filter(|(name, _)| name.trim() == key)
+        .map(|(_, value)| value.trim().to_owned())
+        .collect()
+}
+
+fn kib(path: &str, key: &str) -> u64 {
+    let value = &values(path, key)[0];
+    value.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+pub async fn the_host_tells_what_the_kernel_says_of_it(bench: &Bench) {
+    let api = bench.host.daemon.api();
+    let node = until("the host to be measured", PATIENCE, async || {
+        let node = api.node().await;
+        node.available_memory_bytes.is_some().then_some(node)
+    })
+    .await;
+    let processor = node.processor.unwrap_or_default();
+    let cpuinfo = "/proc/cpuinfo";
+    assert_eq!(processor.name, values(cpuinfo, "model name")[0]);
+    let threads = values(cpuinfo, "processor").len();
+    assert_eq!(usize::try_from(processor.threads).unwrap(), threads);
+    let sockets: BTreeSet<_> = values(cpuinfo, "physical id").into_iter().collect();
+    assert_eq!(usize::try_from(processor.sockets).unwrap(), sockets.len());
+    let cores: BTreeSet<_> = values(cpuinfo, "physical id")
+        .into_iter()
+        .zip(values(cpuinfo, "core id"))
+        .collect();
+    assert_eq!(usize::try_from(processor.cores).unwrap(), cores.len());
+    assert!(values(cpuinfo, "vendor_id")[0].contains(&processor.vendor));
+
+    let meminfo = "/proc/meminfo";
+    assert_eq!(node.memory_bytes, kib(meminfo, "MemTotal"));
+    let available = node.available_memory_bytes.unwrap_or_default();
+    assert!((1..=node.memory_bytes).contains(&available));
+    let of_nodes: u64 = node.numa_nodes.iter().map(|it| it.memory_bytes).sum();
+    assert_eq!(of_nodes, node.memory_bytes);
+    for numa in &node.numa_nodes {
+        let folder = format!("/sys/devices/system/node/node{}", numa.id);
+        for cpu in &numa.cpus {
+            assert!(fs::exists(format!("{folder}/cpu{cpu}")).unwrap());
+        }
+        for pages in &numa.huge_pages {
+            let size = pages.page_bytes / 1024;
+            let path = format!("{folder}/hugepages/hugepages-{size}kB/nr_hugepages");
+            let total = fs::read_to_string(path).unwrap();
+            assert_eq!(total.trim(), pages.total.to_string());
+            assert!(pages.free.is_some_and(|free| free <= pages.total));
+        }
+    }
+    let sizes = fs::read_dir("/sys/kernel/mm/hugepages").unwrap().count();
+    assert_eq!(node.huge_pages.len(), sizes);
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(node.kernel_version, release.trim());
+}
+
+pub async fn the_host_tells_what_qemu_can_give_to_guests(bench: &Bench) {
+    let node = bench.host.daemon.api().node().await;
+    let capabilities = node.capabilities.unwrap_or_default();
+    let machines = &capabilities.machine_types;
+    assert!(machines.iter().any(|machine| machine == "q35"));
+    assert!(
+        machines
+            .iter()
+            .any(|machine| machine.starts_with("pc-q35-"))
+    );
+    assert!(capabilities.firmware().any(|it| it == Firmware::Bios));
+    let support = |mode| {
+        let mut modes = capabilities.cpu_modes.iter();
+        modes.find(|it| it.mode() == mode).expect("each is told")
+    };
+    let kvm = node.accelerator == "kvm";
+    assert_eq!(support(CpuMode::HostPassthrough).usable, kvm);
+    assert_eq!(support(CpuMode::HostModel).usable, kvm);
+    assert!(support(CpuMode::Maximum).usable);
+    let custom = support(CpuMode::Custom);
+    assert!(custom.usable && custom.models.iter().any(|model| model == "qemu64"));
+}

@@ -1,0 +1,91 @@
+//! The world breaks around the daemon: libvirtd is killed in the middle of every
+//! operation, QEMU is killed, disks fill up.
+//!
+//! Each test has a libvirt daemon of its own, in a mount namespace, which needs root.
+
+mod ask;
+mod death;
+mod host;
+mod outage;
+mod qemu_frozen;
+mod room;
+mod stop;
+mod wire;
+
+use crate::libvirtd::Libvirtd;
+use host::World;
+use libtest_mimic::Trial;
+use nix::unistd::Uid;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use tokio::runtime::Runtime;
+
+type Running = Pin<Box<dyn Future<Output = ()>>>;
+/// A test's name, and the test.
+type Test = (&'static str, fn(World) -> Running);
+
+/// Makes the list of tests from functions that are named once.
+macro_rules! tests {
+    ($($module:ident::$name:ident,)*) => {
+        &[$((
+            concat!("world::", stringify!($module), "::", stringify!($name)),
+            (|world| Box::pin($module::$name(world))) as fn(World) -> Running,
+        ),)*]
+    };
+}
+
+const TESTS: &[Test] = tests![
+    outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
+    outage::libvirtd_is_killed_early_in_a_start,
+    outage::a_libvirtd_that_hangs_is_away_until_it_answers,
+    outage::libvirtd_is_killed_while_a_call_hangs,
+    outage::libvirtd_is_killed_while_it_does_a_call,
+    outage::libvirtd_is_killed_before_a_call_arrives,
+    outage::libvirtd_is_killed_before_it_answers,
+    stop::a_stop_goes_on_with_the_time_that_is_left_after_a_restart,
+    stop::a_guest_is_asked_once_more_before_it_is_forced_after_a_restart,
+    stop::a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent,
+    outage::a_libvirtd_that_comes_back_is_found_and_heard,
+    room::a_guest_whose_memory_finds_no_room_goes_on,
+    room::a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later,
+    death::qemu_is_killed_while_it_starts,
+    death::qemu_is_killed_while_it_is_saved,
+    death::qemu_is_killed_while_it_is_asked_to_stop,
+    qemu_frozen::qemu_is_killed_before_it_has_answered_to_a_stop,
+    death::qemu_is_killed_while_its_root_is_replaced,
+];
+
+/// What all tests share.
+struct Known {
+    runtime: Runtime,
+    /// What one libvirt daemon has learnt of QEMU, the others needn't find out.
+    first: Libvirtd,
+}
+
+impl Known {
+    fn new() -> Self {
+        let first = Libvirtd::start_with(None);
+        first.learn();
+        Self {
+            runtime: Runtime::new().unwrap(),
+            first,
+        }
+    }
+}
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    let known: Arc<OnceLock<Known>> = Arc::default();
+    let trials = TESTS.iter().map(|(name, test)| {
+        let (test, known) = (*test, Arc::clone(&known));
+        let trial = Trial::test(*name, move || {
+            let known = known.get_or_init(Known::new);
+            known.runtime.block_on(async {
+                test(World::start(Some(&known.first.known())).await).await;
+            });
+            Ok(())
+        });
+        trial.with_ignored_flag(!Uid::effective().is_root())
+    });
+    trials.collect()
+}
