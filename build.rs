@@ -1,5 +1,4 @@
-//! Compiles the protos with protox, so that no protoc is needed, and says which version
-//! the program tells.
+//! Compiles the protos with protox, so that no protoc is needed.
 
 use prost::Message;
 use std::{env, fs, path::PathBuf};
@@ -16,10 +15,6 @@ const PROTOS: [&str; 7] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    // The package's version, unless who builds says another (scripts/package --version).
-    println!("cargo:rerun-if-env-changed=KVMLET_VERSION");
-    let version = env::var("KVMLET_VERSION").or_else(|_| env::var("CARGO_PKG_VERSION"))?;
-    println!("cargo:rustc-env=KVMLET_VERSION={version}");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("kvmlet.descriptors"), descriptors.encode_to_vec())?;

@@ -4,7 +4,7 @@
 //! [`storage`] and [`journal`] are adapters to the outside world; `service`
 //! holds the use cases; `grpc` lets callers in; `report` calls others; `cli` is
 //! the administrator's client of the same API. `ARCHITECTURE.md` draws the picture
-//! and `tests/architecture.rs` keeps it true.
+//! and `tests/light/architecture.rs` keeps it true.
 
 pub mod cli;
 pub mod config;
@@ -16,6 +16,7 @@ pub mod hardening;
 pub mod journal;
 pub mod libvirt;
 pub mod model;
+pub mod pace;
 pub mod proto;
 pub mod report;
 pub mod run;

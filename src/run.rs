@@ -76,9 +76,9 @@ fn refusal(code: u8, words: impl Into<String>) -> Refusal {
     }
 }
 
-/// Runs the daemon until it is told to stop.
-pub fn serve(args: ServeArgs) -> ExitCode {
-    match prepare(args) {
+/// Runs the daemon until it is told to stop; `version` is what the program says it is.
+pub fn serve(args: ServeArgs, version: &'static str) -> ExitCode {
+    match prepare(args, version) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {
             eprintln!("kvmlet serve: {}", refusal.words);
@@ -87,7 +87,7 @@ pub fn serve(args: ServeArgs) -> ExitCode {
     }
 }
 
-fn prepare(args: ServeArgs) -> Result<(), Refusal> {
+fn prepare(args: ServeArgs, version: &'static str) -> Result<(), Refusal> {
     crate::hardening::close_strangers().map_err(|error| refusal(1, chain(&error)))?;
     crate::hardening::keep_memory_private().map_err(|error| refusal(1, chain(&error)))?;
     let _armed = faultpoint::arm();
@@ -102,14 +102,14 @@ fn prepare(args: ServeArgs) -> Result<(), Refusal> {
     let node = config.node.resolve_id().ok();
     let telemetry = {
         let _entered = runtime.enter();
-        telemetry::start(&config.log, &config.audit, &config.traces, node)
+        telemetry::start(&config.log, &config.audit, &config.traces, node, version)
             .map_err(|error| refusal(1, chain(&error)))?
     };
     let log = Log {
         audit: telemetry.audit.clone(),
         level: telemetry.level.clone(),
     };
-    let outcome = runtime.block_on(run(config, path, log));
+    let outcome = runtime.block_on(run(config, path, log, version));
     telemetry.end(match &outcome {
         Ok(left) => LAST_SPANS.min(*left),
         Err(_) => LAST_SPANS,
@@ -157,7 +157,12 @@ fn configuration(args: ServeArgs) -> Result<(Config, Option<tempfile::TempDir>),
 }
 
 /// Serves until it is told to stop; returns how much of the grace is left.
-async fn run(config: Config, path: Option<PathBuf>, log: Log) -> Result<Duration, Refusal> {
+async fn run(
+    config: Config,
+    path: Option<PathBuf>,
+    log: Log,
+    version: &'static str,
+) -> Result<Duration, Refusal> {
     let signals = shutdown::on_signals().map_err(|error| refusal(1, chain(&error)))?;
     let door = Arc::new(Door::open(&config));
     if let Some(role) = config.api.plaintext_role {
@@ -171,7 +176,7 @@ async fn run(config: Config, path: Option<PathBuf>, log: Log) -> Result<Duration
         .map_err(|error| refusal(1, error))?;
     let notices = Arc::new(Notices::default());
     notices.status("reading the journal");
-    let (core, reconciler, cursors) = compose(config, door).await?;
+    let (core, reconciler, cursors) = compose(config, door, version).await?;
     let reload = Reload {
         core: core.clone(),
         path,
@@ -228,6 +233,7 @@ async fn run(config: Config, path: Option<PathBuf>, log: Log) -> Result<Duration
 async fn compose(
     config: Config,
     door: Arc<Door>,
+    version: &'static str,
 ) -> Result<(Arc<Core>, Arc<Reconciler>, Cursors), Refusal> {
     let uri: HypervisorUri = config.hypervisor.uri.parse().map_err(|error| {
         refusal(
@@ -282,12 +288,12 @@ async fn compose(
         pools: Pools::new(&config, gate.clone(), node),
         operations: Operations::new(ledger.clone(), feed.clone(), stopping.clone()),
         vms: Vms::new(config.operations.queue),
-        images: Images::new(loaded.images.clone(), &config.images, feed.clone())
+        images: Images::new(loaded.images.clone(), &config.images, feed.clone(), version)
             .map_err(|fault| refusal(BAD_CONFIGURATION, fault.message))?,
         addresses: Addresses::default(),
         orphans: Orphans::default(),
         sinks: Board::default(),
-        node: NodeIdentity::read(node),
+        node: NodeIdentity::read(node, version),
         tasks: TaskTracker::new(),
         current: Current::new(&config),
         ready: tokio::sync::watch::Sender::new(Readiness::Starting),
@@ -308,7 +314,7 @@ async fn compose(
             .await;
     }
     tracing::info!(
-        version = env!("KVMLET_VERSION"),
+        version,
         node = %node,
         epoch = %loaded.epoch,
         vms = loaded.vms.len(),

@@ -5,16 +5,21 @@
 //! is in the same trace, because the operation's record has the caller's span.
 //! Steps are children of their operation's span.
 //!
-//! It does not know where spans go, or whether they go anywhere.
+//! It does not know where spans go, or whether they go anywhere. In a program that was
+//! built without traces they are those of the log alone.
+
+#[cfg(feature = "traces")]
+mod traced;
+#[cfg(not(feature = "traces"))]
+#[path = "spans/untraced.rs"]
+mod traced;
+
+pub use traced::failed;
 
 use crate::model::operation::Operation;
 use crate::model::trace::TraceParent;
-use opentelemetry::Context;
-use opentelemetry::trace::{
-    SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
-};
+use traced::{join, own};
 use tracing::{Span, field};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Opens the span of a call, and returns the span that its operation is a child of:
 /// the caller's, else this one if it is exported.
@@ -66,39 +71,4 @@ pub fn step(name: &str) -> Span {
 /// Opens the span of a step's undoing, in that of its operation.
 pub fn undo(name: &str) -> Span {
     tracing::debug_span!("undo", step = name)
-}
-
-/// Shows that what a span is of has failed, and for which reason.
-pub fn failed(span: &Span, reason: &'static str) {
-    span.set_status(Status::error(reason));
-}
-
-/// Makes a span that has not begun a child of the caller's.
-fn join(span: &Span, parent: &TraceParent) {
-    let flags = if parent.is_sampled() {
-        TraceFlags::SAMPLED
-    } else {
-        TraceFlags::default()
-    };
-    let context = SpanContext::new(
-        TraceId::from(parent.trace_id()),
-        SpanId::from(parent.span_id()),
-        flags,
-        true,
-        parent.state().parse::<TraceState>().unwrap_or_default(),
-    );
-    // An error: spans are not exported, so there is nothing to be a child.
-    drop(span.set_parent(Context::new().with_remote_span_context(context)));
-}
-
-/// A span, as its children name it; `None` if spans are not exported.
-fn own(span: &Span) -> Option<TraceParent> {
-    let context = span.context();
-    let span = context.span();
-    let own = span.span_context();
-    TraceParent::new(
-        u128::from_be_bytes(own.trace_id().to_bytes()),
-        u64::from_be_bytes(own.span_id().to_bytes()),
-        own.is_sampled(),
-    )
 }

@@ -104,7 +104,7 @@ async fn main() {
     for source in &sources {
         let runner = Runner {
             name: settings.name.clone(),
-            sink: Arc::new(GrpcSink::new(&settings)),
+            sink: Arc::new(GrpcSink::new(&settings, env!("CARGO_PKG_VERSION"))),
             source: source.clone(),
             slot: board.add("cp".to_owned(), "grpc", String::new(), None),
             cursor: None,

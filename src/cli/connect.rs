@@ -91,7 +91,7 @@ impl Server {
         }
     }
 
-    fn endpoint(&self, tls: &TlsArgs) -> Result<Endpoint, Fault> {
+    fn endpoint(&self, tls: &TlsArgs, version: &str) -> Result<Endpoint, Fault> {
         let endpoint = match self {
             Self::Unix(path) => Endpoint::from_shared(format!("unix://{path}")),
             Self::Http(url) | Self::Https(url) => Endpoint::from_shared(url.clone()),
@@ -107,8 +107,8 @@ impl Server {
             .connect_timeout(Duration::from_secs(5))
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(20))
-            .user_agent(concat!("kvmlet-cli/", env!("KVMLET_VERSION")))
-            .expect("the user agent is plain ASCII"))
+            .user_agent(format!("kvmlet-cli/{version}"))
+            .expect("a version has no control characters"))
     }
 }
 
@@ -129,10 +129,15 @@ pub(crate) struct Session {
     pub(crate) out: Output,
 }
 
-/// Connects once; a daemon that is not there is a fault at once, so that
+/// Connects once, as the client of this version; a daemon that is not there is a fault at once, so that
 /// nobody waits for a service that was never started.
-pub(crate) async fn open(server: Server, tls: &TlsArgs, out: Output) -> Result<Session, Fault> {
-    match server.endpoint(tls)?.connect().await {
+pub(crate) async fn open(
+    server: Server,
+    tls: &TlsArgs,
+    out: Output,
+    version: &str,
+) -> Result<Session, Fault> {
+    match server.endpoint(tls, version)?.connect().await {
         Ok(channel) => Ok(Session { channel, out }),
         Err(error) => Err(unreachable(&server, &error)),
     }

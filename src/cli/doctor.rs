@@ -47,13 +47,14 @@ pub(crate) fn run(
     server: Server,
     tls: &TlsArgs,
     args: &DoctorArgs,
+    version: &'static str,
 ) -> Result<(), Fault> {
     let read = doctor::read(&args.config);
-    let answer = ask(out, whom(server, read.config()), tls)?;
-    let findings = doctor::examine(read, answer);
+    let answer = ask(out, whom(server, read.config()), tls, version)?;
+    let findings = doctor::examine(read, answer, version);
     if out.is_json() {
         let config = args.config.display().to_string();
-        out.json(&as_json(&config, &findings))?;
+        out.json(&as_json(&config, &findings, version))?;
     } else {
         out.line(as_text(&findings, out.quiet))?;
     }
@@ -74,7 +75,7 @@ fn whom(server: Server, config: Option<&Config>) -> Server {
 }
 
 /// Asks the daemon what it says of the host.
-fn ask(out: &Output, server: Server, tls: &TlsArgs) -> Result<DaemonAnswer, Fault> {
+fn ask(out: &Output, server: Server, tls: &TlsArgs, version: &str) -> Result<DaemonAnswer, Fault> {
     let shown = server.to_string();
     if let Server::Unix(path) = &server
         && let Err(error) = UnixStream::connect(path)
@@ -91,7 +92,7 @@ fn ask(out: &Output, server: Server, tls: &TlsArgs) -> Result<DaemonAnswer, Faul
         .map_err(|error| Fault::internal(format!("can't start: {error}")))?;
     let asked = runtime.block_on(async {
         let asked = async {
-            let session = connect::open(server, tls, out.clone()).await?;
+            let session = connect::open(server, tls, out.clone(), version).await?;
             let answer = session.node().get_node(GetNodeRequest {}).await?;
             Ok(answer.into_inner())
         };
@@ -142,7 +143,7 @@ fn plural(count: usize, word: &str) -> String {
 }
 
 /// The names are a contract: scripts read them.
-fn as_json(config: &str, findings: &[Finding]) -> Value {
+fn as_json(config: &str, findings: &[Finding], version: &str) -> Value {
     let one = |finding: &Finding| {
         json!({
             "subject": finding.check.subject(),
@@ -155,7 +156,7 @@ fn as_json(config: &str, findings: &[Finding]) -> Value {
         })
     };
     json!({
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": version,
         "config": config,
         "errors": count(findings, Level::Error),
         "warnings": count(findings, Level::Warning),

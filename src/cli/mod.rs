@@ -37,7 +37,7 @@ mod vm_update;
 mod volume;
 mod wait;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use connect::Server;
 use fault::Fault;
@@ -57,7 +57,6 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(
     name = "kvmlet",
-    version = env!("KVMLET_VERSION"),
     after_help = EXAMPLES,
     after_long_help = format!("{EXAMPLES}\n\n{}", fault::exit_codes()),
     max_term_width = 100
@@ -176,19 +175,36 @@ pub struct ServeArgs {
     pub simulate: bool,
 }
 
+/// Does what the arguments of this process say, as the program of this version. `serve`
+/// runs the daemon and returns when it has ended; every other command is carried out
+/// here.
+pub fn run(version: &'static str, serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
+    let mut command = command(version);
+    match Cli::from_arg_matches(&command.get_matches_mut()) {
+        Ok(cli) => cli.run(version, serve),
+        Err(error) => error.format(&mut command).exit(),
+    }
+}
+
+/// The arguments that the program of this version reads.
+fn command(version: &'static str) -> clap::Command {
+    Cli::command().version(version)
+}
+
 impl Cli {
-    /// Does what the arguments say. `serve` runs the daemon and returns when
-    /// it has ended; every other command is carried out here.
-    pub fn run(self, serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
+    fn run(self, version: &'static str, serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
         let out = Output::new(self.client.format, self.client.quiet);
         let done = match self.command {
             Command::Serve(args) => return serve(args),
             Command::Config(command) => config::run(&out, &command),
             Command::Journal(command) => journal::run(&out, &command),
-            Command::Doctor(args) => doctor::run(&out, self.client.server, &self.client.tls, &args),
-            Command::Completions { shell } => completions(&out, shell),
-            Command::Manual { to } => manual::write(Self::command(), &to),
-            command => ask(self.client.server, self.client.tls, out, command),
+            Command::Doctor(args) => {
+                let ClientArgs { server, tls, .. } = self.client;
+                doctor::run(&out, server, &tls, &args, version)
+            }
+            Command::Completions { shell } => completions(&out, shell, version),
+            Command::Manual { to } => manual::write(command(version), &to),
+            command => ask(self.client, out, command, version),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -201,13 +217,18 @@ impl Cli {
 }
 
 /// Carries out a command that needs the daemon.
-fn ask(server: Server, tls: connect::TlsArgs, out: Output, command: Command) -> Result<(), Fault> {
+fn ask(
+    client: ClientArgs,
+    out: Output,
+    command: Command,
+    version: &'static str,
+) -> Result<(), Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fault::internal(format!("can't start: {error}")))?;
     runtime.block_on(async {
-        let session = connect::open(server, &tls, out).await?;
+        let session = connect::open(client.server, &client.tls, out, version).await?;
         match command {
             Command::Vm(command) => vm::run(&session, *command).await,
             Command::Image(command) => image::run(&session, command).await,
@@ -229,9 +250,9 @@ fn ask(server: Server, tls: connect::TlsArgs, out: Output, command: Command) -> 
     })
 }
 
-fn completions(out: &Output, shell: Shell) -> Result<(), Fault> {
+fn completions(out: &Output, shell: Shell, version: &'static str) -> Result<(), Fault> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "kvmlet", &mut script);
+    clap_complete::generate(shell, &mut command(version), "kvmlet", &mut script);
     out.bytes(&script)
 }
 

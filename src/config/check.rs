@@ -4,6 +4,7 @@ use super::access::access;
 use super::audit::audit;
 use super::events;
 use super::faults::ConfigFaults;
+use super::features::Features;
 use super::limits::limits;
 use super::metrics::metrics;
 use super::pools::{PoolSettings, pools};
@@ -36,6 +37,11 @@ const SOCKET_PATH_MAX: usize = 107;
 
 /// Reads a configuration's text.
 pub(super) fn read(text: &str) -> Result<Config, ConfigFaults> {
+    read_with(text, Features::BUILT)
+}
+
+/// Reads a configuration's text for a program that was built with these features.
+pub(super) fn read_with(text: &str, built: Features) -> Result<Config, ConfigFaults> {
     let document = Document::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -44,7 +50,7 @@ pub(super) fn read(text: &str) -> Result<Config, ConfigFaults> {
     // A table with holes in it would only be blamed for the holes.
     let config = errors
         .is_empty()
-        .then(|| root(Section::root(&document, table.get_ref())));
+        .then(|| root(Section::root(&document, table.get_ref()), built));
     let faults = document.into_faults();
     match config {
         Some(config) if faults.is_empty() => Ok(config),
@@ -52,7 +58,7 @@ pub(super) fn read(text: &str) -> Result<Config, ConfigFaults> {
     }
 }
 
-fn root(file: Section<'_>) -> Config {
+fn root(file: Section<'_>, built: Features) -> Config {
     let node = node(file.section("node"));
     let hypervisor = hypervisor(file.section("hypervisor"));
     let vms = vms(file.section("vms"));
@@ -60,7 +66,7 @@ fn root(file: Section<'_>) -> Config {
     let mut sinks = Vec::new();
     let config = Config {
         report: report(&file, &mut sinks),
-        nats: nats(&file, &mut sinks),
+        nats: nats(&file, &mut sinks, built),
         images: images(file.section("images"), &pools),
         networks: networks(&file),
         hardware_profiles: hardware_profiles(&file, &hypervisor, &vms),
@@ -71,7 +77,7 @@ fn root(file: Section<'_>) -> Config {
         journal: journal(file.section("journal")),
         log: log(file.section("log")),
         metrics: metrics(file.section("metrics")),
-        traces: traces(file.section("traces")),
+        traces: traces(file.section("traces"), built),
         vnc: vnc(file.section("vnc")),
         operations: operations(file.section("operations")),
         events: events::read(file.section("events")),

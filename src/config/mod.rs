@@ -12,6 +12,7 @@ mod audit;
 mod check;
 mod events;
 mod faults;
+mod features;
 mod limits;
 mod metrics;
 mod pools;

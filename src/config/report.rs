@@ -1,6 +1,7 @@
 //! `[[report]]` and `[[nats]]`: whom the agent tells of what changes.
 
 use super::check::{check_name, required};
+use super::features::{Features, missing};
 use super::section::{Section, check_path};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -120,9 +121,16 @@ pub(super) fn report(file: &Section<'_>, names: &mut Vec<String>) -> Vec<ReportS
     sinks
 }
 
-pub(super) fn nats(file: &Section<'_>, names: &mut Vec<String>) -> Vec<NatsSettings> {
+pub(super) fn nats(
+    file: &Section<'_>,
+    names: &mut Vec<String>,
+    built: Features,
+) -> Vec<NatsSettings> {
     let mut sinks = Vec::new();
     for section in file.sections("nats") {
+        if !built.nats {
+            missing(&section, "", "nats");
+        }
         let name = unique_name(&section, names);
         let tls = tls(&section);
         let insecure = section.flag("insecure").unwrap_or(false);

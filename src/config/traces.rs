@@ -1,5 +1,6 @@
 //! `[traces]`: where the spans of calls and operations are sent.
 
+use super::features::{Features, missing};
 use super::report::{host, is_loopback};
 use super::section::Section;
 
@@ -22,13 +23,16 @@ impl Default for TraceSettings {
     }
 }
 
-pub(super) fn traces(section: Section<'_>) -> TraceSettings {
+pub(super) fn traces(section: Section<'_>, built: Features) -> TraceSettings {
     let settings = TraceSettings {
         endpoint: section.parsed("endpoint", check_collector),
         sample_ratio: section
             .ratio("sample_ratio", 0.0..=1.0)
             .unwrap_or(TraceSettings::default().sample_ratio),
     };
+    if section.has("endpoint") && !built.traces {
+        missing(&section, "endpoint", "traces");
+    }
     if section.has("sample_ratio") && !section.has("endpoint") {
         section.fault("sample_ratio", "needs an endpoint");
     }

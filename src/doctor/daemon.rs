@@ -62,7 +62,7 @@ pub(super) fn tell(host: &Host, answer: &DaemonAnswer, notes: &Notes) {
             conditions,
         } => {
             notes.ok(check, "", "the daemon answers");
-            tell_version(version, notes);
+            tell_version(version, host.version, notes);
             tell_conditions(conditions, notes);
         }
         DaemonAnswer::Refused { server, why } => notes.skipped(
@@ -95,8 +95,8 @@ pub(super) fn tell(host: &Host, answer: &DaemonAnswer, notes: &Notes) {
     }
 }
 
-fn tell_version(version: &str, notes: &Notes) {
-    let (check, own) = (Check::DaemonVersion, env!("CARGO_PKG_VERSION"));
+fn tell_version(version: &str, own: &str, notes: &Notes) {
+    let check = Check::DaemonVersion;
     if version == own {
         notes.ok(check, "", format!("it is {version}, as this program"));
     } else {

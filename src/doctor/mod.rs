@@ -54,6 +54,8 @@ const CEPH: Duration = Duration::from_secs(20);
 /// What all parts know.
 struct Host {
     config: Config,
+    /// That of the program that looks.
+    version: &'static str,
     /// Who looks may look at everything.
     root: bool,
     /// kvmlet's unit, as systemd knows it; read once, by whoever needs it first.
@@ -156,14 +158,16 @@ pub fn read(path: &Path) -> Read {
 }
 
 /// Looks at everything, in at most half a minute, and tells what was found in the order
-/// of [`Check::ALL`]. `daemon` is what came of asking the daemon.
+/// of [`Check::ALL`]. `daemon` is what came of asking the daemon, `version` that of this
+/// program.
 ///
 /// Without a configuration, only what needs none is looked at.
-pub fn examine(read: Read, daemon: DaemonAnswer) -> Vec<Finding> {
+pub fn examine(read: Read, daemon: DaemonAnswer, version: &'static str) -> Vec<Finding> {
     let mut findings = read.findings;
     let configured = read.config.is_some();
     let host = Arc::new(Host {
         config: read.config.unwrap_or_default(),
+        version,
         root: Uid::effective().is_root(),
         unit: OnceLock::new(),
     });

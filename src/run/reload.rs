@@ -9,6 +9,7 @@
 use super::Log;
 use super::notices::Notices;
 use crate::config::Config;
+use crate::pace;
 use crate::service::Core;
 use crate::service::current::{Offered, Reading};
 use crate::service::fault::chain;
@@ -19,9 +20,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
-
-/// How often certificates are looked at.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// What is read again.
 pub(super) struct Reload {
@@ -45,7 +43,7 @@ impl Reload {
             .name("reload".to_owned())
             .spawn(move || {
                 loop {
-                    match asks.recv_timeout(LOOK) {
+                    match asks.recv_timeout(pace::certificates()) {
                         Ok(()) => self.everything(),
                         Err(RecvTimeoutError::Timeout) => drop(self.core.door.reread()),
                         Err(RecvTimeoutError::Disconnected) => return,

@@ -6,12 +6,12 @@ use super::plan::Ended;
 use crate::journal::Batch;
 use crate::model::operation::{Operation, OperationState};
 use crate::model::stop::PowerOutcome;
+use crate::pace;
 use std::time::Duration;
 
 /// How long to wait before an end that could not be written is written again; twice
-/// as long each time, up to the last.
+/// as long each time, up to what is in `pace`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The operation as its plan ended it; `None` if it goes on after the next start.
 pub(super) fn ended(live: &LiveOperation, ended: &Ended) -> Option<Operation> {
@@ -56,6 +56,6 @@ pub(super) async fn record(
             () = core.stopping.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
-        pause = (pause * 2).min(LAST_PAUSE);
+        pause = (pause * 2).min(pace::unwritten_end());
     }
 }

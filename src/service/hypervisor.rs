@@ -11,6 +11,7 @@ use crate::libvirt::{
 };
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
+use crate::pace;
 use async_trait::async_trait;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +30,6 @@ const LONG_CALL: Duration = Duration::from_secs(3600);
 const STATS_CALL: Duration = Duration::from_secs(2);
 /// An agent has 5 s for its answer, after those that it was asked for before.
 const AGENT_CALL: Duration = Duration::from_secs(20);
-/// How often a standing connection is looked at, besides its own close event.
-const LOOK: Duration = Duration::from_secs(5);
 /// Events that wait to be routed; past it every VM is read anew instead.
 const EVENTS: usize = 4096;
 
@@ -276,7 +275,7 @@ impl Hypervisor {
             tokio::select! {
                 () = stop.cancelled() => return true,
                 () = closed.notified() => return false,
-                () = tokio::time::sleep(LOOK) => {
+                () = tokio::time::sleep(pace::libvirt()) => {
                     if !self.standing(|standing| standing.host.is_alive()).unwrap_or(false) {
                         return false;
                     }

@@ -51,7 +51,8 @@ struct Known {
 }
 
 impl Images {
-    /// The images that the journal knows.
+    /// The images that the journal knows. `version` is the agent's, which web servers
+    /// are told.
     ///
     /// # Errors
     /// A configured URL prefix that is no URL.
@@ -59,6 +60,7 @@ impl Images {
         images: Vec<Image>,
         settings: &ImageSettings,
         feed: Arc<Feed>,
+        version: &str,
     ) -> Result<Self, Fault> {
         let known = images
             .into_iter()
@@ -84,6 +86,7 @@ impl Images {
             max_source_size: settings.max_source_size,
             max_virtual_size: settings.max_virtual_size,
             stall_timeout: settings.download_stall,
+            user_agent: format!("kvmlet/{version}"),
         };
         Ok(Self {
             feed,

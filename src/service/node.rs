@@ -30,6 +30,7 @@ use uuid::Uuid;
 /// What does not change while the agent runs.
 pub struct NodeIdentity {
     id: Uuid,
+    version: &'static str,
     kvm: bool,
     /// The machine that the agent runs on.
     pub machine: Machine,
@@ -45,10 +46,11 @@ pub struct NodeIdentity {
 }
 
 impl NodeIdentity {
-    /// Reads what the kernel tells of the host.
-    pub fn read(id: Uuid) -> Self {
+    /// Reads what the kernel tells of the host. `version` is the agent's.
+    pub fn read(id: Uuid, version: &'static str) -> Self {
         Self {
             id,
+            version,
             kvm: kvm_works(),
             machine: Machine::read(),
             started: now(),
@@ -63,6 +65,11 @@ impl NodeIdentity {
     /// The host's stable id.
     pub const fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// The agent's version.
+    pub const fn version(&self) -> &'static str {
+        self.version
     }
 
     /// Whether guests can really run with KVM.
@@ -297,7 +304,7 @@ pub fn describe(core: &Core) -> NodeView {
             .as_ref()
             .map_or_else(String::new, |facts| facts.hostname.clone()),
         labels: core.config.node.labels.clone(),
-        kvmlet_version: env!("KVMLET_VERSION").to_owned(),
+        kvmlet_version: node.version.to_owned(),
         libvirt_version: facts
             .as_ref()
             .map_or_else(String::new, |facts| facts.libvirt_version.to_string()),

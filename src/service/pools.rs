@@ -8,6 +8,7 @@ use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
 use crate::model::reason::Reason;
 use crate::model::volume::VolumeRef;
+use crate::pace;
 use crate::storage::{
     self, Pool, PoolUsage, Qcow2Pool, RbdPool, RbdPoolSpec, StorageError, StorageErrorKind, Task,
 };
@@ -29,8 +30,6 @@ const GLANCE: Duration = Duration::from_millis(500);
 const FIRST_LOOK: Duration = Duration::from_secs(12);
 /// For how long a cluster that was found away is not asked again by calls.
 const SPARED: Duration = Duration::from_secs(45);
-/// How often a cluster that is away is looked for.
-const RETURN: Duration = Duration::from_secs(3);
 
 /// How long a call to a pool takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,7 +262,7 @@ impl Pools {
         loop {
             tokio::select! {
                 () = stopping.cancelled() => return,
-                () = tokio::time::sleep(RETURN) => {}
+                () = tokio::time::sleep(pace::absent_pool()) => {}
             }
             let away = self
                 .entries
@@ -278,7 +277,7 @@ impl Pools {
         loop {
             tokio::select! {
                 () = stopping.cancelled() => return false,
-                () = tokio::time::sleep(RETURN) => {}
+                () = tokio::time::sleep(pace::absent_pool()) => {}
             }
             let away = self
                 .get(name)

@@ -33,18 +33,17 @@ use crate::model::time::Timestamp;
 use crate::model::view::View;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::VolumeAttachment;
+use crate::pace;
 use crate::storage::{EntryKind, ImageFile};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use uuid::Uuid;
 
 /// Who the operations are by that stand in for those that are lost.
 const CALLER: &str = "kvmlet: rebuilt";
-/// How often the pools that could not be read are looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What was found in a pool.
 struct Contents {
@@ -153,7 +152,7 @@ pub async fn read_pools_later(core: Arc<Core>) {
         }
         tokio::select! {
             () = core.stopping.cancelled() => return,
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = tokio::time::sleep(pace::unread_pools()) => {}
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::model::request::{Caller, Envelope, VmRequest};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
+use crate::pace;
 use std::collections::HashSet;
 use std::io::{self, SeekFrom};
 use std::path::Path;
@@ -19,12 +20,8 @@ use std::time::Duration;
 use tokio::fs::{self, OpenOptions};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
-/// How often it looks.
-const INTERVAL: Duration = Duration::from_secs(30);
-/// Every how many times it looks at every VM.
+/// Every how many sweeps it looks at every VM.
 const ROUNDS: u64 = 10;
-/// How often it looks for what has had its time in the trash.
-const TRASH: Duration = Duration::from_secs(300);
 /// How often it looks at the host's conditions.
 const LOOK: Duration = Duration::from_secs(1);
 /// Every how many times it measures the host.
@@ -41,7 +38,7 @@ pub async fn run(core: Arc<Core>) {
     for round in 1u64.. {
         tokio::select! {
             () = core.stopping.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+            () = tokio::time::sleep(pace::sweep()) => {}
         }
         sweep(&core, round.is_multiple_of(ROUNDS), &mut tried).await;
     }
@@ -74,7 +71,7 @@ pub async fn empty_trash(core: Arc<Core>) {
     loop {
         tokio::select! {
             () = core.stopping.cancelled() => return,
-            () = tokio::time::sleep(TRASH) => {}
+            () = tokio::time::sleep(pace::trash()) => {}
         }
         tokio::select! {
             () = core.stopping.cancelled() => return,

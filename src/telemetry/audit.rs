@@ -4,6 +4,7 @@
 
 use super::{FIELD_PREFIX, TelemetryError, goes_to_journald};
 use crate::config::{AuditSettings, LogSettings};
+use crate::pace;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,8 +22,6 @@ use tracing_subscriber::{Layer, Registry};
 const TARGET: &str = "kvmlet::audit";
 /// Records that wait for a slow disk; further ones are only in the log.
 const WAITING: usize = 4096;
-/// How often a file that can't be written is opened again.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// Whether it is a record of who changed what.
 pub(super) fn is_audit(record: &Metadata<'_>) -> bool {
@@ -141,7 +140,7 @@ fn write(path: &PathBuf, file: File, orders: &Receiver<Order>) {
                         failed = true;
                     }
                     file = None;
-                    thread::sleep(AGAIN);
+                    thread::sleep(pace::audit());
                 }
             }
             Order::Reopen => file = None,

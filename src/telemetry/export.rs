@@ -7,7 +7,7 @@
 use crate::config::TraceSettings;
 use opentelemetry::trace::{SpanKind, TracerProvider};
 use opentelemetry::{KeyValue, StringValue, Value};
-use opentelemetry_otlp::{ExporterBuildError, WithExportConfig, WithTonicConfig};
+use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
@@ -28,16 +28,54 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long a collector may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes what sends spans to the collector. It tries the first connection when
-/// there is something to send. Needs tokio's runtime to be entered.
-///
-/// # Errors
-/// If the endpoint is none; the configuration refuses such.
-pub(super) fn provider(
+/// Why spans can't be sent.
+pub use opentelemetry_otlp::ExporterBuildError as CollectorError;
+
+/// What sends spans.
+pub(super) struct Spans(SdkTracerProvider);
+
+impl Spans {
+    /// Sends to the collector from now on. It tries the first connection when there is
+    /// something to send. Needs tokio's runtime to be entered.
+    ///
+    /// # Errors
+    /// If the endpoint is none; the configuration refuses such.
+    pub(super) fn to(
+        endpoint: &str,
+        settings: &TraceSettings,
+        node: Option<Uuid>,
+        version: &'static str,
+    ) -> Result<Self, CollectorError> {
+        provider(endpoint, settings, resource(node, version)).map(Self)
+    }
+
+    /// Takes this program's spans to the collector.
+    pub(super) fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
+        let ours = FilterFn::new(|meta| meta.is_span() && meta.target().starts_with("kvmlet"));
+        tracing_opentelemetry::layer()
+            .with_tracer(self.0.tracer("kvmlet"))
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            // Steps are below what the log has.
+            .with_filter(ours.with_max_level_hint(LevelFilter::DEBUG))
+            .boxed()
+    }
+
+    /// Sends what there is, and takes no more. Blocks, for `patience` at most.
+    pub(super) fn end(self, patience: Duration) {
+        if let Err(error) = self.0.shutdown_with_timeout(patience) {
+            tracing::warn!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+fn provider(
     endpoint: &str,
     settings: &TraceSettings,
-    node: Option<Uuid>,
-) -> Result<SdkTracerProvider, ExporterBuildError> {
+    resource: Resource,
+) -> Result<SdkTracerProvider, CollectorError> {
     let mut exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)
@@ -61,29 +99,15 @@ pub(super) fn provider(
                 .build(),
         )
         .with_sampler(Sampler::ParentBased(Box::new(sampler)))
-        .with_resource(resource(node))
+        .with_resource(resource)
         .build())
 }
 
-/// Takes this program's spans to what sends them.
-pub(super) fn layer(provider: &SdkTracerProvider) -> Box<dyn Layer<Registry> + Send + Sync> {
-    let ours = FilterFn::new(|meta| meta.is_span() && meta.target().starts_with("kvmlet"));
-    tracing_opentelemetry::layer()
-        .with_tracer(provider.tracer("kvmlet"))
-        .with_location(false)
-        .with_threads(false)
-        .with_target(false)
-        .with_tracked_inactivity(false)
-        // Steps are below what the log has.
-        .with_filter(ours.with_max_level_hint(LevelFilter::DEBUG))
-        .boxed()
-}
-
 /// Who sends.
-fn resource(node: Option<Uuid>) -> Resource {
+fn resource(node: Option<Uuid>, version: &'static str) -> Resource {
     let mut attributes = vec![
         KeyValue::new("service.name", "kvmlet"),
-        KeyValue::new("service.version", env!("KVMLET_VERSION")),
+        KeyValue::new("service.version", version),
     ];
     if let Some(node) = node {
         attributes.push(KeyValue::new("service.instance.id", node.to_string()));

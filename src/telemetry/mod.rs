@@ -7,13 +7,17 @@
 //! is logged; that no secret is, is up to those who log.
 
 mod audit;
+#[cfg(feature = "traces")]
+mod export;
+#[cfg(not(feature = "traces"))]
+#[path = "no_export.rs"]
 mod export;
 
 pub use audit::AuditFile;
+pub use export::CollectorError;
 
 use crate::config::{AuditSettings, LogSettings, LogTarget, TraceSettings};
-use opentelemetry_otlp::ExporterBuildError;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use export::Spans;
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -40,7 +44,7 @@ pub enum TelemetryError {
     Audit(#[source] std::io::Error),
     /// The collector's address is none; the configuration refuses such values.
     #[error("traces can't be sent to the collector")]
-    Collector(#[from] ExporterBuildError),
+    Collector(#[from] CollectorError),
     /// The process has a subscriber already.
     #[error("the log is set up already")]
     Twice(#[from] TryInitError),
@@ -49,7 +53,7 @@ pub enum TelemetryError {
 /// What is on its way out.
 #[must_use]
 pub struct Telemetry {
-    spans: Option<SdkTracerProvider>,
+    spans: Option<Spans>,
     /// The file of the audit log, if there is one.
     pub audit: Option<AuditFile>,
     /// How much is logged.
@@ -80,16 +84,14 @@ impl Telemetry {
         if let Some(audit) = self.audit {
             audit.flush(patience);
         }
-        if let Some(provider) = self.spans
-            && let Err(error) = provider.shutdown_with_timeout(patience)
-        {
-            tracing::warn!(%error, "the last spans were not sent");
+        if let Some(spans) = self.spans {
+            spans.end(patience);
         }
     }
 }
 
 /// Sends all log events and spans of this process where the settings say, spans in
-/// the name of `node`. To be called once, before anything is logged; with a
+/// the name of `node`, by a program of this `version`. To be called once, before anything is logged; with a
 /// collector, where tokio's runtime is entered.
 ///
 /// # Errors
@@ -100,18 +102,19 @@ pub fn start(
     audit: &AuditSettings,
     traces: &TraceSettings,
     node: Option<Uuid>,
+    version: &'static str,
 ) -> Result<Telemetry, TelemetryError> {
-    let provider = match &traces.endpoint {
-        Some(endpoint) => Some(export::provider(endpoint, traces, node)?),
+    let spans = match &traces.endpoint {
+        Some(endpoint) => Some(Spans::to(endpoint, traces, node, version)?),
         None => None,
     };
     let (mut layers, audit) = audit::layers(log, audit)?;
     let (filter, level) = reload::Layer::new(EnvFilter::try_new(&log.level)?);
     layers.push(lines(log, filter)?);
-    layers.extend(provider.as_ref().map(export::layer));
+    layers.extend(spans.as_ref().map(Spans::layer));
     tracing_subscriber::registry().with(layers).try_init()?;
     Ok(Telemetry {
-        spans: provider,
+        spans,
         audit,
         level: Level(level),
     })
@@ -182,7 +185,7 @@ mod tests {
             target: LogTarget::Stderr,
         };
         let traces = TraceSettings::default();
-        let start = || start(&settings, &AuditSettings::default(), &traces, None);
+        let start = || start(&settings, &AuditSettings::default(), &traces, None, "0");
         assert!(matches!(start(), Ok(_) | Err(TelemetryError::Twice(_))));
         assert!(matches!(start(), Err(TelemetryError::Twice(_))));
     }

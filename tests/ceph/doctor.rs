@@ -1,7 +1,8 @@
 //! `kvmlet doctor` on a real cluster: one that is well, one that lacks a pool, and one
 //! whose daemons hang or are away.
 
-use super::support::ceph::{Cluster, Daemon};
+use crate::lab::breakable;
+use crate::support::ceph::{Cluster, Daemon};
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
@@ -37,9 +38,9 @@ fn look(config: &PathBuf) -> Vec<[String; 3]> {
         .collect()
 }
 
-#[test]
-fn the_doctor_tells_a_cluster_that_is_well_from_one_that_is_not() {
-    let cluster = Cluster::start();
+#[tokio::test]
+async fn the_doctor_tells_a_cluster_that_is_well_from_one_that_is_not() {
+    let cluster = breakable().await;
     let section = cluster.pool_section(&cluster.folder().join("scratch"));
     let well = config(&cluster, &section);
     let found = look(&well);
@@ -74,4 +75,8 @@ fn the_doctor_tells_a_cluster_that_is_well_from_one_that_is_not() {
         ("ceph.monitors", "error"),
         "{found:#?}"
     );
+    cluster.up(Daemon::Mon);
+    cluster.up(Daemon::Osd);
+    let found = look(&config(&cluster, &section));
+    assert!(found.iter().all(|it| it[1] == "ok"), "{found:#?}");
 }

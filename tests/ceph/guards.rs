@@ -3,6 +3,8 @@
 
 use crate::lab::*;
 use crate::support::PATIENCE;
+use crate::support::ceph::Cluster;
+use crate::support::daemon::Daemon;
 use crate::support::refusal::Refusal;
 use crate::support::until;
 use kvmlet::proto::v1::*;
@@ -10,7 +12,7 @@ use tonic::Code;
 
 /// Asks for the end of a VM for good, and lets what uses its root be for as long as
 /// it takes to be told of it.
-async fn not_expunged(daemon: &crate::support::daemon::Daemon, vm: &Vm) -> Refusal {
+async fn not_expunged(daemon: &Daemon, vm: &Vm) -> Refusal {
     let api = daemon.api();
     api.delete(&vm.id).await;
     let refusal = api.expunge(&vm.id).await.expect_err("its root is in use");
@@ -69,8 +71,27 @@ async fn a_volume_that_another_client_has_open_is_not_expunged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_closes_it_meanwhile_does_not_keep_a_volume_from_being_expunged() {
-    let cluster = shared();
-    let daemon = host(cluster).await;
+    a_killed_client_is_waited_for(shared(), host(shared()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_was_killed_is_waited_for_as_long_as_ceph_takes_to_forget_it() {
+    let cluster = Cluster::start_as_ceph_is();
+    cluster.rbd(&["create", "--size", "8M", "vms/open"]);
+    let watcher = cluster.watch("vms/open");
+    let address = watcher.address().to_owned();
+    watcher.kill9();
+    let seen = cluster.watchers("vms/open");
+    assert_eq!(seen, [address], "a killed client is not gone at once");
+    let daemon = started(setup(&cluster).at_real_pace()).await;
+    a_killed_client_is_waited_for(&cluster, daemon).await;
+    let folder = cluster.folder().to_owned();
+    drop(cluster);
+    assert!(!folder.exists(), "the cluster leaves its folder");
+}
+
+/// Expunges a VM whose root is held by a client that dies after it was found to hold it.
+async fn a_killed_client_is_waited_for(cluster: &Cluster, daemon: Daemon) {
     let api = daemon.api();
     let image = image_on_ceph(&daemon).await;
     let vm = api.made(on_ceph(&image)).await;
@@ -90,7 +111,7 @@ async fn a_client_that_closes_it_meanwhile_does_not_keep_a_volume_from_being_exp
         tried.then_some(())
     })
     .await;
-    // Killed, it is known to the cluster for half a minute.
+    // Killed, it is known to the cluster for a while.
     watcher.kill9();
     let ended = api.ended(&begun.id).await;
     assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");

@@ -1,12 +1,14 @@
-//! An outage in the middle of an operation, with and without the daemon's own death
-//! in between: afterwards it is finished, or nothing of it is left.
+//! An outage in the middle of operations, with and without the daemon's own death in
+//! between: afterwards each is finished, or nothing of it is left. All of them are held
+//! where they are when it begins, so that one outage is that of all.
 
 use crate::lab::*;
 use crate::support::api::{Api, id};
-use crate::support::ceph::{Cluster, Daemon as Part};
+use crate::support::ceph::Daemon as Part;
 use crate::support::daemon::Daemon;
 use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,20 +16,34 @@ use std::time::Duration;
 /// Longer than the cluster is waited for in a test.
 const LONG: Duration = Duration::from_secs(180);
 
-/// A host whose operations can be held.
+/// A host whose operations can be held. It gets the cluster back when the daemon is
+/// gone.
 struct Host {
-    cluster: Cluster,
     daemon: Daemon,
+    cluster: Breakable,
+    /// Of tests before it.
+    others: BTreeSet<String>,
     points: PathBuf,
     image: String,
-    vm: Vm,
 }
 
-/// An operation that is held at a point.
+/// Where an operation is held.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     ask: Ask,
     point: &'static str,
+}
+
+/// One that is held there.
+struct AtWork {
+    held: Held,
+    /// The VM or image that it is about.
+    object: String,
+    /// The VM as it was before, if there was one.
+    before: Option<Vm>,
+    operation: String,
+    /// What holds it.
+    holder: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +91,9 @@ const HELD: &[Held] = &[
 
 impl Host {
     async fn start() -> Self {
-        let cluster = Cluster::start();
-        let points = cluster.folder().join("points");
+        let cluster = breakable().await;
+        let others = volumes(&cluster);
+        let points = cluster.folder().join(format!("points-{}", id()));
         let mut setup = setup(&cluster);
         let points_text = points.display().to_string();
         setup
@@ -84,28 +101,27 @@ impl Host {
             .push(("FAILPOINTS_FILE".to_owned(), points_text));
         let daemon = started(setup).await;
         let image = image_on_ceph(&daemon).await;
-        let api = daemon.api();
-        let vm = api.made(on_ceph(&image)).await;
         Self {
-            cluster,
             daemon,
+            cluster,
+            others,
             points,
             image,
-            vm,
         }
     }
 
-    /// Asks, and returns the operation when it is held, with what holds it. The VM or
-    /// image that it is about has this id.
-    async fn hold(&self, held: Held, object: &str) -> (String, PathBuf) {
+    /// Asks, and returns the operation when it is held.
+    async fn hold(&self, held: Held) -> AtWork {
         let api = self.daemon.api();
-        let path = self.cluster.folder().join(format!("held-{object}"));
-        let line = format!("{}=1*return(hold:{})\n", held.point, path.display());
+        let before = self.needed(held.ask).await;
+        let object = before.as_ref().map_or_else(id, |vm| vm.id.clone());
+        let holder = self.cluster.folder().join(format!("held-{object}"));
+        let line = format!("{}=1*return(hold:{})\n", held.point, holder.display());
         fs::write(&self.points, line).unwrap();
         let answer = match held.ask {
             Ask::Create => {
                 let request = CreateVmRequest {
-                    vm_id: object.to_owned(),
+                    vm_id: object.clone(),
                     start: true,
                     ..on_ceph(&self.image)
                 };
@@ -113,7 +129,7 @@ impl Host {
             }
             Ask::Replace => {
                 let request = ReplaceRootVolumeRequest {
-                    vm_id: object.to_owned(),
+                    vm_id: object.clone(),
                     image_id: self.image.clone(),
                     system_tags: tag("vms-fast"),
                     start_after: true,
@@ -123,49 +139,84 @@ impl Host {
             }
             Ask::Expunge => {
                 let request = ExpungeVmRequest {
-                    vm_id: object.to_owned(),
+                    vm_id: object.clone(),
                     ..Default::default()
                 };
                 api.vms().expunge_vm(request).await
             }
             Ask::Import => {
                 let request = ImportImageRequest {
-                    image_id: object.to_owned(),
+                    image_id: object.clone(),
                     ..importing(&self.daemon, "ceph")
                 };
                 api.images().import_image(request).await
             }
         };
         let operation = answer.unwrap().into_inner().id;
-        until(held.point, PATIENCE, async || path.exists().then_some(())).await;
+        until(held.point, PATIENCE, async || holder.exists().then_some(())).await;
         fs::write(&self.points, "").unwrap();
-        (operation, path)
+        AtWork {
+            held,
+            object,
+            before,
+            operation,
+            holder,
+        }
     }
 
-    /// What the operation is asked about: the VM that there is, or something new.
-    async fn object(&self, ask: Ask) -> String {
+    async fn hold_all(&self, all: impl Iterator<Item = &Held>) -> Vec<AtWork> {
+        let mut at_work = Vec::new();
+        for held in all {
+            at_work.push(self.hold(*held).await);
+        }
+        at_work
+    }
+
+    /// The VM that something is asked of.
+    async fn needed(&self, ask: Ask) -> Option<Vm> {
+        let api = self.daemon.api();
         match ask {
-            Ask::Create | Ask::Import => id(),
-            Ask::Replace => self.vm.id.clone(),
+            Ask::Create | Ask::Import => None,
+            Ask::Replace => Some(api.made(on_ceph(&self.image)).await),
             Ask::Expunge => {
-                let api = self.daemon.api();
                 let vm = api.made(on_ceph(&self.image)).await;
                 api.delete(&vm.id).await;
-                vm.id
+                Some(vm)
             }
         }
     }
 
-    /// What came of it is whole, and recorded as it is.
-    async fn is_whole(&self, held: Held, object: &str, ended: &Operation) {
+    /// The outage is noticed by an operation itself, or by the next look.
+    async fn is_noticed(&self) {
+        until("the outage to be noticed", PATIENCE, async || {
+            (!self.daemon.api().condition("ceph").await.status).then_some(())
+        })
+        .await;
+    }
+
+    /// All of them end, now that the cluster is back, and what came of them is whole and
+    /// recorded as it is.
+    async fn all_are_whole(&self, at_work: Vec<AtWork>) {
+        let api = self.daemon.api();
+        for one in &at_work {
+            let ended = ended(&api, &one.operation).await;
+            reaches(&self.daemon).await;
+            let (state, rollback) = (ended.state(), ended.rollback_state());
+            println!("{:?}: {state:?} {rollback:?}", one.held);
+            self.is_whole(one, &ended).await;
+        }
+        self.only_what_is_recorded_is_there().await;
+    }
+
+    async fn is_whole(&self, one: &AtWork, ended: &Operation) {
         let api = self.daemon.api();
         let done = ended.state() == OperationState::Succeeded;
-        let why = format!("{held:?}: {ended:?}");
+        let (object, why) = (&one.object, format!("{:?}: {ended:?}", one.held));
         if !done {
             assert_eq!(ended.state(), OperationState::Failed, "{why}");
             assert_ne!(ended.rollback_state(), RollbackState::Failed, "{why}");
         }
-        match held.ask {
+        match one.held.ask {
             Ask::Create => {
                 let vm = api.vm(object).await.unwrap();
                 let expected = if done {
@@ -178,8 +229,9 @@ impl Host {
                 assert_eq!(is_in(&self.cluster, "vms", &root.id), done, "{why}");
             }
             Ask::Replace => {
+                let before = one.before.as_ref().expect("there was one");
                 let vm = api.vm(object).await.unwrap();
-                assert_eq!(vm.root_volume_id != self.vm.root_volume_id, done, "{why}");
+                assert_eq!(vm.root_volume_id != before.root_volume_id, done, "{why}");
             }
             // There is no way back: it is done when it is tried again.
             Ask::Expunge => {
@@ -194,50 +246,19 @@ impl Host {
                 assert_eq!(images.contains(&format!("img-{object}")), done, "{why}");
             }
         }
-        self.only_what_is_recorded_is_there(&api, &why).await;
     }
 
-    async fn only_what_is_recorded_is_there(&self, api: &Api, why: &str) {
-        let mut wanted: Vec<String> = Vec::new();
-        for vm in api.all_vms().await {
+    async fn only_what_is_recorded_is_there(&self) {
+        let mut wanted = BTreeSet::new();
+        for vm in self.daemon.api().all_vms().await {
             if vm.state() != VmState::Failed {
                 let paths = vm.volumes.iter().map(|volume| volume.install_path.clone());
                 wanted.extend(paths);
             }
         }
-        wanted.sort();
-        let mut found: Vec<String> = Vec::new();
-        for pool in ["data", "vms", "vms-fast"] {
-            let images = self.cluster.images(pool);
-            found.extend(images.iter().map(|image| format!("{pool}/{image}")));
-        }
-        found.sort();
-        assert_eq!(found, wanted, "{why}");
-    }
-
-    /// Brings the VM back to where it was.
-    async fn reset(&self, held: Held, object: &str) {
-        let api = self.daemon.api();
-        match held.ask {
-            Ask::Create => {
-                api.delete(object).await;
-                let _ = api.expunge(object).await;
-            }
-            Ask::Replace => {
-                let vm = api.vm(object).await.unwrap();
-                if vm.state() != VmState::Stopped {
-                    api.stop(object).await;
-                }
-                if vm.root_volume_id != self.vm.root_volume_id {
-                    let revert = RevertRootVolumeRequest {
-                        vm_id: object.to_owned(),
-                        ..Default::default()
-                    };
-                    api.done(api.vms().revert_root_volume(revert).await).await;
-                }
-            }
-            Ask::Expunge | Ask::Import => {}
-        }
+        let mut found = volumes(&self.cluster);
+        found.retain(|volume| !self.others.contains(volume));
+        assert_eq!(found, wanted);
     }
 }
 
@@ -255,52 +276,33 @@ async fn ended(api: &Api, operation_id: &str) -> Operation {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operation_that_an_outage_cuts_off_is_finished_or_undone() {
+async fn operations_that_an_outage_cuts_off_are_finished_or_undone() {
     let host = Host::start().await;
-    for &held in HELD {
-        let object = host.object(held.ask).await;
-        let (operation, holder) = host.hold(held, &object).await;
-        host.cluster.freeze(Part::Osd);
-        fs::remove_file(holder).unwrap();
-        // Noticed by the operation itself, or by the next look.
-        until("the outage to be noticed", PATIENCE, async || {
-            (!host.daemon.api().condition("ceph").await.status).then_some(())
-        })
-        .await;
-        host.cluster.thaw(Part::Osd);
-        let ended = ended(&host.daemon.api(), &operation).await;
-        reaches(&host.daemon).await;
-        println!("{held:?}: {:?} {:?}", ended.state(), ended.rollback_state());
-        host.is_whole(held, &object, &ended).await;
-        host.reset(held, &object).await;
+    let at_work = host.hold_all(HELD.iter()).await;
+    host.cluster.freeze(Part::Osd);
+    for one in &at_work {
+        fs::remove_file(&one.holder).unwrap();
     }
+    host.is_noticed().await;
+    host.cluster.thaw(Part::Osd);
+    host.all_are_whole(at_work).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operation_that_an_outage_and_a_kill_cut_off_is_finished_or_undone() {
+async fn operations_that_an_outage_and_a_kill_cut_off_are_finished_or_undone() {
     let mut host = Host::start().await;
     // Of the simulated host nothing outlives the daemon but what is in Ceph.
     let held = HELD
         .iter()
         .filter(|held| held.ask != Ask::Replace && !held.point.contains("start-guest"));
-    for &held in held {
-        let object = host.object(held.ask).await;
-        let (operation, holder) = host.hold(held, &object).await;
-        host.cluster.freeze(Part::Osd);
-        host.daemon.kill9();
-        fs::remove_file(holder).unwrap();
-        host.daemon.restart().await;
-        until("the outage to be noticed", PATIENCE, async || {
-            (!host.daemon.api().condition("ceph").await.status).then_some(())
-        })
-        .await;
-        host.cluster.thaw(Part::Osd);
-        let ended = ended(&host.daemon.api(), &operation).await;
-        reaches(&host.daemon).await;
-        println!("{held:?}: {:?} {:?}", ended.state(), ended.rollback_state());
-        host.is_whole(held, &object, &ended).await;
-        if held.ask == Ask::Create {
-            host.reset(held, &object).await;
-        }
+    let at_work = host.hold_all(held).await;
+    host.cluster.freeze(Part::Osd);
+    host.daemon.kill9();
+    for one in &at_work {
+        fs::remove_file(&one.holder).unwrap();
     }
+    host.daemon.restart().await;
+    host.is_noticed().await;
+    host.cluster.thaw(Part::Osd);
+    host.all_are_whole(at_work).await;
 }

@@ -1,16 +1,20 @@
 //! A daemon with a pool on a cluster, and short ways to say what a test wants of
-//! the two.
+//! the two; and the clusters that tests share.
 
 use crate::support::api::{Api, id, small};
-use crate::support::ceph::Cluster;
+use crate::support::ceph::{CephPools, Cluster, PACE};
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::images::qemu_img;
 use crate::support::refusal::Refusal;
 use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
+use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -21,6 +25,55 @@ pub(crate) fn shared() -> &'static Cluster {
     CLUSTER.get_or_init(Cluster::start)
 }
 
+/// Ceph pools that no other test uses, for one that tells all that is in its own.
+pub(crate) fn pools_of_its_own(cluster: &Cluster) -> CephPools {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let pools = CephPools::of_their_own(COUNT.fetch_add(1, Ordering::Relaxed));
+    pools.make_in(cluster);
+    pools
+}
+
+/// A cluster that a test may break, alone. It is to leave it as it was, but for what is
+/// in its pools: the next test gets it. One that fails takes its cluster along.
+#[derive(Debug)]
+pub(crate) struct Breakable {
+    cluster: Option<Cluster>,
+    _turn: SemaphorePermit<'static>,
+}
+
+/// Those that no test has now; they end with this process.
+static WHOLE: Mutex<Vec<Cluster>> = Mutex::new(Vec::new());
+/// How many tests may break one at the same time.
+static TURNS: Semaphore = Semaphore::const_new(2);
+
+pub(crate) async fn breakable() -> Breakable {
+    let turn = TURNS.acquire().await.expect("it is never closed");
+    let whole = WHOLE.lock().unwrap().pop();
+    Breakable {
+        cluster: Some(whole.unwrap_or_else(Cluster::start)),
+        _turn: turn,
+    }
+}
+
+impl Deref for Breakable {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        self.cluster
+            .as_ref()
+            .expect("it has it until it is dropped")
+    }
+}
+
+impl Drop for Breakable {
+    fn drop(&mut self) {
+        let cluster = self.cluster.take();
+        if !std::thread::panicking() {
+            WHOLE.lock().unwrap().extend(cluster);
+        }
+    }
+}
+
 /// A host of its own with the pool `ceph`, not the default one, on a cluster.
 pub(crate) fn setup(cluster: &Cluster) -> Setup {
     let node = id();
@@ -28,6 +81,7 @@ pub(crate) fn setup(cluster: &Cluster) -> Setup {
     let scratch = cluster.folder().join(format!("scratch-{node}/ceph"));
     Setup {
         more: cluster.pool_section(&scratch),
+        pace: Some(PACE),
         ..Setup::default()
     }
     .with("node", format!("id = \"{node}\""))
@@ -123,6 +177,16 @@ pub(crate) fn content(cluster: &Cluster, image: &str) -> Vec<u8> {
     let output = cluster.rbd_output(&["export", "--no-progress", image, "-"]);
     assert!(output.status.success(), "{output:?}");
     output.stdout
+}
+
+/// What is in the pools for volumes, and not in their trash.
+pub(crate) fn volumes(cluster: &Cluster) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for pool in ["data", "vms", "vms-fast"] {
+        let images = cluster.images(pool);
+        all.extend(images.iter().map(|image| format!("{pool}/{image}")));
+    }
+    all
 }
 
 /// Everything in the cluster's pools for volumes and images, also in their trash.

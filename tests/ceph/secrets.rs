@@ -77,7 +77,7 @@ fn pool_list(daemon: &Daemon) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_is_nowhere_but_in_its_file() {
-    let cluster = &Cluster::start();
+    let cluster = &*breakable().await;
     let libvirtd = Libvirtd::start();
     let connection = libvirtd.connect();
     let key = key(cluster);

@@ -224,7 +224,7 @@ async fn refused_both_ways(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_wrong_tag_is_refused_with_its_reason_before_anything_is_made() {
-    let cluster = &Cluster::start();
+    let cluster = &*breakable().await;
     let daemon = host(cluster).await;
     let api = daemon.api();
     let image = image_on_ceph(&daemon).await;
@@ -404,7 +404,7 @@ async fn wait_for_state(api: &Api, ceph_pool: &str, state: CephPoolState) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_is_made_while_the_daemon_runs_can_be_used_at_once() {
-    let cluster = &Cluster::start();
+    let cluster = shared();
     let daemon = host(cluster).await;
     let api = daemon.api();
     let image = image_on_ceph(&daemon).await;

@@ -5,7 +5,7 @@ use super::receivers::Receivers;
 use super::sector::BootSector;
 use super::spill;
 use super::support::api::{Api, force, id};
-use super::support::ceph::Cluster;
+use super::support::ceph::{Cluster, PACE};
 use super::support::daemon::{Daemon, Setup};
 use super::support::refusal::Refusal;
 use super::support::{PATIENCE, until};
@@ -69,6 +69,7 @@ impl Bench {
         let setup = Setup {
             launcher: spill::at_trace(),
             more: cluster.pool_section(scratch.path()) + receivers.section(),
+            pace: Some(PACE),
             ..Setup::on(libvirtd.uri())
         };
         let daemon = runtime.block_on(Daemon::start(setup));

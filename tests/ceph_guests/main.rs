@@ -30,10 +30,11 @@ mod root;
 mod spill;
 
 use bench::Bench;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 use nix::unistd::Uid;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use support::timed::trial;
 
 /// Whether a test bears others beside it.
 #[derive(Clone, Copy)]
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
     let trials = TESTS.iter().map(|(name, test, bears)| {
         let (bench, test) = (Arc::clone(&bench), *test);
         let (company, bears) = (Arc::clone(&company), *bears);
-        let trial = Trial::test(*name, move || {
+        let trial = trial(*name, move || {
             let bench = bench.get_or_init(Bench::open);
             match bears {
                 Company::Beside => {
@@ -93,7 +94,6 @@ fn main() -> ExitCode {
                     test(bench);
                 }
             }
-            Ok(())
         });
         // A mount namespace is root's to make.
         trial.with_ignored_flag(!Uid::effective().is_root())

@@ -43,6 +43,8 @@ pub struct Lane {
     rebooting: bool,
     /// How it was asked for.
     created: Option<CreateVmRequest>,
+    /// How often the daemon was started again since this lane began.
+    restarts: u32,
     /// What has been done, for the telling.
     pub story: Vec<String>,
 }
@@ -67,6 +69,7 @@ impl Lane {
             saved: false,
             rebooting: false,
             created: None,
+            restarts: 0,
             story: Vec::new(),
         }
     }
@@ -232,6 +235,7 @@ impl Lane {
             None => Decision::Go,
             Some(state) => lifecycle::decide(state, wish.row),
         };
+        let restarts = self.restarts;
         let answer = self.send(&wish.ask).await;
         let refused = answer
             .as_ref()
@@ -274,8 +278,10 @@ impl Lane {
             OperationState::Succeeded if due == Decision::Go => self.arrive(&wish),
             OperationState::Succeeded => {}
             OperationState::Cancelled if cancels => self.stay(&wish).await,
+            // It is not sent twice, if the agent was killed since it was asked for.
             OperationState::Failed
-                if matches!(wish.row, lifecycle::Ask::Reboot | lifecycle::Ask::Reset)
+                if self.restarts > restarts
+                    && matches!(wish.row, lifecycle::Ask::Reboot | lifecycle::Ask::Reset)
                     && ended
                         .error
                         .as_ref()
@@ -406,6 +412,7 @@ impl Lane {
     /// Makes a call, and makes it again over each death of the daemon.
     async fn call<T>(&mut self, call: impl AsyncFn(Api) -> Result<T, Status>) -> Result<T, Status> {
         loop {
+            self.restarts += u32::from(self.line.has_changed().unwrap());
             let api = self.line.borrow_and_update().clone();
             let answer = call(api).await;
             match &answer {
@@ -416,6 +423,7 @@ impl Lane {
                 .await
                 .expect("the daemon comes back")
                 .unwrap();
+            self.restarts += 1;
         }
     }
 }

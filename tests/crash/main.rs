@@ -2,11 +2,16 @@
 //! of it then.
 //!
 //! The agent is killed with SIGKILL where a fault point is reached, started again,
-//! and asked again. Then the host must be as after an undisturbed run, or as
-//! before, and the operation must say which; everything in
-//! `tests/support/invariants.rs` must hold. On libvirt's simulated host all points
+//! and asked again. Then the operation must have ended as `expected.rs` says of the
+//! point, and the host must be as after an undisturbed run, or as before; everything
+//! in `tests/support/invariants.rs` must hold. On libvirt's simulated host all points
 //! of all operations, on real QEMU a representative part; and on a real Ceph cluster
 //! those operations that make, move or remove what is in it.
+//!
+//! Each scenario has one list of cases (`case.rs`). `KVMLET_THOROUGH=1` goes through
+//! all of it; without, a sample is drawn from it, another one each time. In both an
+//! operation is killed at all points of its way in turn, and at all points of its
+//! undoing (`chain.rs`).
 
 // Without `#[test]`, clippy can't tell that these are tests.
 #![allow(clippy::unwrap_used, unreachable_pub)]
@@ -19,32 +24,65 @@ mod support;
 mod sector;
 
 mod ask;
+mod case;
+mod chain;
+mod expected;
 mod lane;
 mod marked;
 mod matrix;
+mod rest;
 mod scenario;
 mod sequences;
 mod shape;
 mod stage;
+mod stopped;
+mod walk;
 mod writers;
 
+use case::Depth;
 use libtest_mimic::{Arguments, Trial};
-use matrix::{Depth, Matrix, Tally};
+use matrix::{Matrix, Tally};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use scenario::Scenario;
 use sequences::Size;
 use stage::Stage;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Instant;
 use support::ceph::Cluster;
+use support::{known, thorough};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Random sequences on the simulated host, in so many parts, each on one of its own.
-const SEQUENCES: usize = 10_000;
-const PARTS: usize = 10;
+/// Random sequences on the simulated host, in parts, each on one of its own: how many
+/// parts, and what each comes to.
+const SEQUENCES: (usize, Size) = (
+    2,
+    Size {
+        sequences: 240,
+        lanes: 8,
+        kill_one_in: 2,
+    },
+);
+/// The same, at full length.
+const ALL_SEQUENCES: (usize, Size) = (
+    10,
+    Size {
+        sequences: 1000,
+        lanes: 16,
+        kill_one_in: 2,
+    },
+);
+
+/// The operations whose undoing is stopped at all its points, because it has the most.
+const STOPPED: [Scenario; 2] = [Scenario::ReplaceRoot, Scenario::Create];
 
 /// What came of all matrices.
 type Total = Arc<Mutex<Tally>>;
+
+/// The cluster of all, and what one libvirt driver has learnt of QEMU, for all others.
+type Lazy<T> = Arc<LazyLock<T, fn() -> T>>;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -52,93 +90,19 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(4);
     support::reaper::start();
     let total = Total::default();
-    let mut trials = Vec::new();
     let seed = seed();
-    for part in 0..PARTS {
-        trials.push(Trial::test(
-            format!("sequences::simulated_{part}"),
-            move || {
-                let tally = Runtime::new().unwrap().block_on(async {
-                    let mut stage = Stage::simulated().await;
-                    let size = Size {
-                        sequences: SEQUENCES / PARTS,
-                        lanes: 16,
-                        kill_one_in: 2,
-                    };
-                    sequences::run(&mut stage, size, seed + part as u64).await
-                });
-                assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
-                Ok(())
-            },
-        ));
-    }
-    for scenario in Scenario::ALL {
-        let total = Arc::clone(&total);
-        trials.push(Trial::test(format!("simulated::{scenario:?}"), move || {
-            let tally = Runtime::new().unwrap().block_on(async {
-                let mut stage = Stage::simulated().await;
-                Matrix::run(&mut stage, *scenario, Depth::Every).await
-            });
-            add(&total, &format!("{scenario:?}, simulated"), tally);
-            Ok(())
-        }));
-    }
-    let cluster = Arc::new(OnceLock::new());
-    for (number, scenario) in Scenario::ON_CEPH.iter().enumerate() {
-        let (total, cluster) = (Arc::clone(&total), Arc::clone(&cluster));
-        trials.push(Trial::test(format!("ceph::{scenario:?}"), move || {
-            let tally = Runtime::new().unwrap().block_on(async {
-                let cluster = cluster.get_or_init(Cluster::start);
-                let mut stage = Stage::ceph(cluster, number).await;
-                Matrix::run(&mut stage, *scenario, Depth::Cluster).await
-            });
-            add(&total, &format!("{scenario:?}, Ceph"), tally);
-            Ok(())
-        }));
-    }
-    for (number, work) in writers::Work::ALL.into_iter().enumerate() {
-        let cluster = Arc::clone(&cluster);
-        let name = format!("ceph::writer_killed_with_the_agent::{work:?}");
-        trials.push(Trial::test(name, move || {
-            Runtime::new().unwrap().block_on(async {
-                let cluster = cluster.get_or_init(Cluster::start);
-                let number = Scenario::ON_CEPH.len() + number;
-                let mut stage = Stage::ceph(cluster, number).await;
-                writers::killed_with_the_agent(&mut stage, cluster, work).await;
-            });
-            Ok(())
-        }));
-    }
-    let learnt = Arc::new(OnceLock::new());
-    for scenario in Scenario::ON_QEMU {
-        let (total, learnt) = (Arc::clone(&total), Arc::clone(&learnt));
-        trials.push(Trial::test(format!("qemu::{scenario:?}"), move || {
-            let runtime = Runtime::new().unwrap();
-            let known = learnt.get_or_init(|| runtime.block_on(learn()));
-            let tally = runtime.block_on(async {
-                let mut stage = Stage::qemu(Some(known.path())).await;
-                Matrix::run(&mut stage, *scenario, Depth::Representative).await
-            });
-            add(&total, &format!("{scenario:?}, QEMU"), tally);
-            Ok(())
-        }));
-    }
-    let known = Arc::clone(&learnt);
-    trials.push(Trial::test("load::qemu", move || {
-        let runtime = Runtime::new().unwrap();
-        let known = known.get_or_init(|| runtime.block_on(learn()));
-        let tally = runtime.block_on(async {
-            let mut stage = Stage::qemu(Some(known.path())).await;
-            let size = Size {
-                sequences: 60,
-                lanes: 4,
-                kill_one_in: 1,
-            };
-            sequences::run(&mut stage, size, seed).await
-        });
-        assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
-        Ok(())
+    println!("KVMLET_SEED={seed} draws the same cases and sequences");
+    let cluster: Lazy<Cluster> = Arc::new(LazyLock::new(Cluster::start));
+    let learnt: Lazy<TempDir> = Arc::new(LazyLock::new(|| {
+        // Whoever is first asks for it within a runtime of his own.
+        let thread = std::thread::spawn(|| block_on(learn()));
+        thread.join().expect("QEMU can be looked at")
     }));
+    // The longest first: they run side by side.
+    let mut trials = on_ceph(&total, &cluster, seed);
+    trials.extend(of_sequences(&learnt, seed));
+    trials.extend(on_qemu(&total, &learnt, seed));
+    trials.extend(simulated(&total, seed));
     let conclusion = libtest_mimic::run(&arguments, trials);
     let total = total.lock().unwrap();
     println!("{}", line("crash matrix", &total));
@@ -152,6 +116,128 @@ fn main() -> ExitCode {
         }
     }
     conclusion.exit_code()
+}
+
+fn simulated(total: &Total, seed: u64) -> Vec<Trial> {
+    let all = Scenario::ALL.iter().map(|scenario| {
+        matrix(total, "simulated", *scenario, seed, async move |random| {
+            let mut stage = Stage::simulated().await;
+            Matrix::run(&mut stage, *scenario, Depth::Every, random).await
+        })
+    });
+    let stopped = STOPPED.iter().map(|scenario| {
+        let place = "simulated::stopped_while_it_is_undone";
+        matrix(total, place, *scenario, seed, async move |_| {
+            let mut stage = Stage::simulated().await;
+            Matrix::run_stops(&mut stage, *scenario).await
+        })
+    });
+    all.chain(stopped).collect()
+}
+
+fn on_ceph(total: &Total, cluster: &Lazy<Cluster>, seed: u64) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (number, scenario) in Scenario::ON_CEPH.iter().enumerate() {
+        let cluster = Arc::clone(cluster);
+        let work = async move |random: &mut StdRng| {
+            let mut stage = Stage::ceph(&cluster, number).await;
+            Matrix::run(&mut stage, *scenario, Depth::Cluster, random).await
+        };
+        trials.push(matrix(total, "ceph", *scenario, seed, work));
+    }
+    let mut numbers = Scenario::ON_CEPH.len()..;
+    for (work, number) in writers::Work::ALL.into_iter().zip(&mut numbers) {
+        let cluster = Arc::clone(cluster);
+        let name = format!("ceph::writer_killed_with_the_agent::{work:?}");
+        trials.push(Trial::test(name, move || {
+            block_on(async {
+                let mut stage = Stage::ceph(&cluster, number).await;
+                writers::killed_with_the_agent(&mut stage, &cluster, work).await;
+            });
+            Ok(())
+        }));
+    }
+    let (number, cluster) = (numbers.start, Arc::clone(cluster));
+    let name = "ceph::stopped_while_a_volume_in_use_is_undone";
+    trials.push(Trial::test(name, move || {
+        block_on(async {
+            let mut stage = Stage::ceph(&cluster, number).await;
+            let shows = stopped::while_a_volume_is_in_use(&mut stage, &cluster);
+            known::fault("undo-cut-off-by-a-stop", shows).await;
+        });
+        Ok(())
+    }));
+    trials
+}
+
+fn on_qemu(total: &Total, learnt: &Lazy<TempDir>, seed: u64) -> Vec<Trial> {
+    let trials = Scenario::ON_QEMU.iter().map(|scenario| {
+        let learnt = Arc::clone(learnt);
+        matrix(total, "qemu", *scenario, seed, async move |random| {
+            let mut stage = Stage::qemu(Some(learnt.path())).await;
+            Matrix::run(&mut stage, *scenario, Depth::Representative, random).await
+        })
+    });
+    trials.collect()
+}
+
+fn of_sequences(learnt: &Lazy<TempDir>, seed: u64) -> Vec<Trial> {
+    let (parts, size) = if thorough() { ALL_SEQUENCES } else { SEQUENCES };
+    let mut trials = Vec::new();
+    for part in 0..parts {
+        trials.push(Trial::test(
+            format!("sequences::simulated_{part}"),
+            move || {
+                let tally = block_on(async {
+                    let mut stage = Stage::simulated().await;
+                    sequences::run(&mut stage, size, seed + part as u64).await
+                });
+                assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
+                Ok(())
+            },
+        ));
+    }
+    let learnt = Arc::clone(learnt);
+    trials.push(Trial::test("load::qemu", move || {
+        let tally = block_on(async {
+            let mut stage = Stage::qemu(Some(learnt.path())).await;
+            let size = Size {
+                sequences: if thorough() { 60 } else { 20 },
+                lanes: 4,
+                kill_one_in: 1,
+            };
+            sequences::run(&mut stage, size, seed).await
+        });
+        assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
+        Ok(())
+    }));
+    trials
+}
+
+/// A matrix as a test, whose random choices are those of the seed and of its name.
+fn matrix(
+    total: &Total,
+    place: &str,
+    scenario: Scenario,
+    seed: u64,
+    work: impl AsyncFnOnce(&mut StdRng) -> Tally + Send + 'static,
+) -> Trial {
+    let name = format!("{place}::{scenario:?}");
+    let total = Arc::clone(total);
+    Trial::test(name.clone(), move || {
+        let begun = Instant::now();
+        let own = name.bytes().fold(seed, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u64::from(byte))
+        });
+        let tally = block_on(work(&mut StdRng::seed_from_u64(own)));
+        println!("{}, {} s", line(&name, &tally), begun.elapsed().as_secs());
+        add(&total, tally);
+        Ok(())
+    })
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    Runtime::new().unwrap().block_on(work)
 }
 
 /// The seed of what is random: another one each time, unless it is given.
@@ -173,15 +259,17 @@ async fn learn() -> TempDir {
     known
 }
 
-/// Tells of a matrix and adds it to all; fails if anything was wrong.
-fn add(total: &Total, name: &str, tally: Tally) {
-    println!("{}", line(name, &tally));
+/// Adds a matrix to all; fails if anything was wrong.
+fn add(total: &Total, tally: Tally) {
     let wrong = tally.wrong.clone();
     let mut total = total.lock().unwrap();
-    total.points += tally.points;
+    total.listed += tally.listed;
+    total.cases += tally.cases;
     total.finished += tally.finished;
     total.undone += tally.undone;
     total.unknown += tally.unknown;
+    total.chained += tally.chained;
+    total.rests += tally.rests;
     total.wrong.extend(tally.wrong);
     total.steps.extend(tally.steps);
     drop(total);
@@ -189,17 +277,15 @@ fn add(total: &Total, name: &str, tally: Tally) {
 }
 
 fn line(name: &str, tally: &Tally) -> String {
-    let cases: std::collections::BTreeSet<_> = tally
-        .wrong
-        .iter()
-        .map(|wrong| wrong.split(": ").next().unwrap_or_default())
-        .collect();
     format!(
-        "{name}: {} points, {} ok ({} finished, {} undone, {} of unknown outcome)",
-        tally.points,
-        tally.points - cases.len(),
+        "{name}: {} cases in the list, {} run ({} finished, {} undone, {} of unknown outcome), {} kills in chains, {} starts at rest, {} wrong",
+        tally.listed,
+        tally.cases,
         tally.finished,
         tally.undone,
-        tally.unknown
+        tally.unknown,
+        tally.chained,
+        tally.rests,
+        tally.wrong.len()
     )
 }

@@ -1,6 +1,5 @@
-//! Where the runbook marks the point of no return of each operation.
-
-use super::scenario::Scenario;
+//! What the runbook says of steps: which there are, and which is the point of no
+//! return of an operation.
 
 const RUNBOOK: &str = include_str!("../../docs/operations.md");
 
@@ -14,16 +13,12 @@ pub fn described() -> impl Iterator<Item = &'static str> {
     rows.map(|row| row.split('`').nth(1).expect("a step's name"))
 }
 
-/// Whether the runbook says that an operation whose steps are `steps` can still be
-/// cancelled at `step`: no step until there is marked.
-pub fn can_be_cancelled(scenario: Scenario, steps: &[String], step: &str) -> bool {
-    let head = format!("| {} |", scenario.row());
+/// Whether the runbook marks a step as the point of no return in an operation's row.
+pub fn marked(row: &str, step: &str) -> bool {
+    let head = format!("| {row} |");
     let row = RUNBOOK
         .lines()
         .find(|line| line.starts_with(&head))
         .unwrap_or_else(|| panic!("the runbook has no row {head}"));
-    let until = steps.iter().position(|known| known == step).unwrap();
-    steps[..=until]
-        .iter()
-        .all(|step| !row.contains(&format!("**`{step}`**")))
+    row.contains(&format!("**`{step}`**"))
 }

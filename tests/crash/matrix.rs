@@ -1,175 +1,124 @@
-//! One scenario, killed, failed and cancelled at every point that it reaches.
+//! One scenario, killed, failed, stopped and cancelled at the points that it reaches.
 //!
-//! The points are not listed anywhere: an undisturbed run traces them. So a step
-//! that is added is in the matrix from then on.
+//! What is done comes from one list (`case.rs`), how it must end from
+//! `expected.rs`. Beside the list, every run goes through two chains (`chain.rs`).
 
-use super::marked::can_be_cancelled;
+use super::case::{self, Case, Depth, Doubt};
+use super::expected::{self, End};
+use super::rest::{self, Ending};
 use super::scenario::{Prepared, Scenario};
 use super::shape::{shape, without_cluster};
 use super::stage::Stage;
-use crate::support::PATIENCE;
+use super::walk::{Place, Walk};
 use crate::support::invariants::{violations, violations_between};
 use crate::support::refusal::Refusal;
 use crate::support::world::World;
+use crate::support::{PATIENCE, known};
 use kvmlet::proto::v1::*;
-use std::collections::{BTreeMap, BTreeSet};
+use rand::rngs::StdRng;
+use std::collections::BTreeSet;
 use std::time::Instant;
 use tonic::Code;
-
-/// How often a case is tried whose cluster does not answer in time.
-const TRIES: u32 = 5;
-
-/// The steps that make or remove something in a cluster.
-const IN_CLUSTER: [&str; 4] = [
-    "make-volume",
-    "remove-volume",
-    "convert-image",
-    "remove-image",
-];
 
 /// What came of a matrix.
 #[derive(Debug, Default)]
 pub struct Tally {
-    pub points: usize,
+    /// The cases in the list.
+    pub listed: usize,
+    /// Those that were gone through, the chains among them.
+    pub cases: usize,
     /// Of them: ended as an undisturbed run.
     pub finished: usize,
     /// Of them: undone, completely.
     pub undone: usize,
     /// Of them: ended with an outcome that nobody can know.
     pub unknown: usize,
+    /// How often the agent was killed in chains.
+    pub chained: usize,
+    /// How often it was started again at rest, and showed the same.
+    pub rests: usize,
     /// What was wrong, each with where it was.
     pub wrong: Vec<String>,
     /// The steps that were gone through, by name.
     pub steps: BTreeSet<String>,
 }
 
-/// Which points are gone through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// All, and all of undoing.
-    Every,
-    /// After each side effect, and inside steps that have two.
-    Representative,
-    /// What a cluster shows that files don't, because every question to it starts a
-    /// program: killed as in the representative part (nothing is done between a
-    /// point `after` or `undone` and the next one's `before` or `undo`); undoing once
-    /// from each step, and killed at its points from the last one, which goes through
-    /// those of all others; no answer from the steps that make or remove something in
-    /// the cluster; cancelled inside them. That libvirt is away, or that a step is
-    /// cancelled at its ends, has nothing to do with where volumes are.
-    Cluster,
-}
-
 /// A scenario on a stage, with what its undisturbed run has shown.
 pub struct Matrix<'a> {
-    stage: &'a mut Stage,
-    scenario: Scenario,
-    depth: Depth,
+    pub(super) stage: &'a mut Stage,
+    pub(super) scenario: Scenario,
+    pub(super) depth: Depth,
+    pub(super) walk: Walk,
     /// What a run leaves that nothing disturbs.
     finished: String,
-    pub tally: Tally,
+    pub(super) tally: Tally,
 }
 
-/// How a case ended.
-struct Outcome {
-    operation: Operation,
-    before: World,
-    before_shape: String,
-    after: World,
-    after_shape: String,
+/// The host before an operation.
+pub(super) struct Before {
+    pub(super) world: World,
+    shape: String,
 }
 
 impl<'a> Matrix<'a> {
-    /// Goes through all of it.
-    pub async fn run(stage: &'a mut Stage, scenario: Scenario, depth: Depth) -> Tally {
-        let mut matrix = Self {
-            stage,
-            scenario,
-            depth,
-            finished: String::new(),
-            tally: Tally::default(),
-        };
-        let points = matrix.undisturbed().await;
-        for (point, nth) in occurrences(&points) {
-            if matrix.counts(&point) {
-                let armed = vec![arm(&point, nth, "kill")];
-                matrix
-                    .killed(&format!("killed at {point}#{nth}"), armed)
-                    .await;
-            }
+    /// Goes through an undisturbed run, the chains, and as much of the list as this
+    /// run is about.
+    pub async fn run(
+        stage: &'a mut Stage,
+        scenario: Scenario,
+        depth: Depth,
+        random: &mut StdRng,
+    ) -> Tally {
+        let mut matrix = Self::open(stage, scenario, depth).await;
+        matrix.chain_of_kills().await;
+        matrix.chain_of_undoing().await;
+        let list = case::all(scenario, depth, &matrix.walk);
+        matrix.tally.listed = list.len();
+        for case in case::drawn(&list, random) {
+            matrix.go_through(&case).await;
         }
-        let steps = matrix.steps(&points);
-        matrix.tally.steps.extend(points.iter().filter_map(|point| {
-            let step = point.strip_suffix(".before")?;
-            Some(step.split_once('.')?.1.to_owned())
-        }));
-        for (nth, step) in steps.iter().enumerate() {
-            let throughout = depth != Depth::Cluster || nth + 1 == steps.len();
-            matrix.undone(step, throughout).await;
-        }
-        if depth == Depth::Every {
-            for step in &steps {
-                for place in ["before", "after"] {
-                    matrix.uncertain(step, place, "unknown").await;
-                    matrix.uncertain(step, place, "away").await;
-                    let point = format!("{}.{step}.{place}", scenario.operation());
-                    matrix.cancelled(&steps, step, &point).await;
-                }
-            }
-        }
-        if depth == Depth::Cluster {
-            for step in steps
-                .iter()
-                .filter(|step| IN_CLUSTER.contains(&step.as_str()))
-            {
-                matrix.uncertain(step, "after", "unknown").await;
-            }
-            for (step, point) in inside(&points) {
-                matrix.cancelled(&steps, &step, &point).await;
-            }
+        matrix.rest("at the end").await;
+        matrix.tally
+    }
+
+    /// Goes through those of the list in which the agent is asked to stop.
+    pub async fn run_stops(stage: &'a mut Stage, scenario: Scenario) -> Tally {
+        let mut matrix = Self::open(stage, scenario, Depth::Every).await;
+        let mut list = case::all(scenario, Depth::Every, &matrix.walk);
+        list.retain(|case| matches!(case, Case::FailedAndStopped { .. }));
+        assert!(list.len() >= 6, "{list:?}");
+        matrix.tally.listed = list.len();
+        for case in &list {
+            matrix.go_through(case).await;
         }
         matrix.tally
     }
 
-    /// Runs it with nothing armed; returns the points that it reached.
-    async fn undisturbed(&mut self) -> Vec<String> {
-        self.stage.arm(&[]);
-        let prepared = self.scenario.prepare(self.stage).await;
-        let before = self.stage.see().await;
-        self.stage.forget();
-        let operation = self.stage.succeeds(&prepared.ask).await;
-        let points = self.stage.trace();
-        let after = self.stage.see().await;
-        self.finished = shape(&after, &prepared);
-        let wrong = self.common(&prepared, &before, &after);
+    /// Runs it with nothing armed, which shows its way.
+    async fn open(stage: &'a mut Stage, scenario: Scenario, depth: Depth) -> Self {
+        stage.arm(&[]);
+        let prepared = scenario.prepare(stage).await;
+        let before = stage.see().await;
+        stage.forget();
+        let operation = stage.succeeds(&prepared.ask).await;
+        let walk = Walk::new(scenario.operation(), &stage.trace());
+        assert!(walk.stops.len() >= 6, "{walk:?}");
+        let after = stage.see().await;
+        let mut matrix = Self {
+            stage,
+            scenario,
+            depth,
+            walk,
+            finished: shape(&after, &prepared),
+            tally: Tally::default(),
+        };
+        let steps = matrix.walk.steps.iter().map(|step| step.name.clone());
+        matrix.tally.steps = steps.collect();
+        let wrong = matrix.common(&prepared, &before, &after);
         assert_eq!(wrong, Vec::<String>::new(), "{operation:?}");
-        self.tidy(&prepared).await;
-        let own = format!("{}.", self.scenario.operation());
-        let ours = |point: &String| point.starts_with(&own) || point.starts_with("pool.");
-        let points: Vec<String> = points.into_iter().filter(ours).collect();
-        assert!(points.len() >= 6, "{points:?}");
-        points
-    }
-
-    /// The steps that have reached their end, in order.
-    fn steps(&self, points: &[String]) -> Vec<String> {
-        let own = format!("{}.", self.scenario.operation());
-        let mut steps: Vec<String> = Vec::new();
-        for point in points {
-            if let Some(point) = point.strip_prefix(&own)
-                && let Some(step) = point.strip_suffix(".after")
-                && step != "begin"
-                && step != "end"
-                && !steps.iter().any(|known| known == step)
-            {
-                steps.push(step.to_owned());
-            }
-        }
-        steps
-    }
-
-    fn counts(&self, point: &str) -> bool {
-        self.depth == Depth::Every || !(point.ends_with(".before") || point.ends_with(".undo"))
+        matrix.rest("undisturbed").await;
+        matrix.tidy(&prepared).await;
+        matrix
     }
 
     /// What holds after every case.
@@ -183,293 +132,342 @@ impl<'a> Matrix<'a> {
         wrong
     }
 
-    /// Arms, asks, and sees it through: where it kills the agent, that is started
-    /// again and asked again with the same words.
-    async fn case(&mut self, prepared: &Prepared, armed: &[String]) -> Result<Outcome, String> {
-        let before = self.stage.see().await;
-        let before_shape = shape(&before, prepared);
-        self.stage.arm(armed);
-        let kills = armed.iter().any(|point| point.ends_with("return(kill)"));
-        let api = self.stage.api();
-        let mut answered = None;
-        let answer = prepared.ask.send(&api).await;
-        if let Ok(answer) = answer {
-            answered = Some(answer.into_inner().id);
-        } else if !kills {
-            return Err(format!("refused: {:?}", answer.err()));
+    pub(super) async fn before(&self, prepared: &Prepared) -> Before {
+        let world = self.stage.see().await;
+        Before {
+            shape: shape(&world, prepared),
+            world,
         }
-        if kills {
-            if !self.stage.daemon.dies(PATIENCE).await {
-                self.stage.arm(&[]);
+    }
+
+    async fn go_through(&mut self, case: &Case) {
+        let mut prepared = self.scenario.prepare(self.stage).await;
+        let before = self.before(&prepared).await;
+        let mut end = expected::end(self.scenario, &self.walk, case);
+        let mut ran = match case {
+            Case::Killed(at) => self.killed(&prepared, &[at.arm("kill")]).await,
+            Case::Failed { at, .. } => self.in_one(&prepared, Some((at, "fail"))).await,
+            Case::FailedAndKilled { at, undoing, .. } => {
+                let armed = [at.arm("fail"), undoing.arm("kill")];
+                self.killed(&prepared, &armed).await
+            }
+            Case::FailedAndStopped { at, undoing, .. } => {
+                self.stopped(&prepared, at, undoing).await
+            }
+            Case::Doubted { at, doubt, .. } => {
+                let how = match doubt {
+                    Doubt::Unknown => "unknown",
+                    Doubt::Away => "away",
+                };
+                self.in_one(&prepared, Some((at, how))).await
+            }
+            Case::Cancelled { at, .. } => self.cancelled(&prepared, at, end).await,
+        };
+        if end == End::FinishedWhenAskedAgain
+            && let Ok(failed) = ran
+        {
+            (ran, end) = self.ask_again(&mut prepared, failed).await;
+        }
+        let name = case.to_string();
+        let wrong = self.judge(end, &prepared, &before, ran).await;
+        match expected::known_fault(self.scenario, case) {
+            None => self.tell(&name, wrong),
+            Some(fault) => {
+                let shows = async {
+                    if wrong.is_empty() {
+                        Ok(())
+                    } else {
+                        Err(format!("{:?} {name}: {}", self.scenario, wrong.join("; ")))
+                    }
+                };
+                known::fault(fault, shows).await;
+            }
+        }
+        if case.is_of_one_run() {
+            self.rest(&name).await;
+        }
+        self.tidy(&prepared).await;
+    }
+
+    /// What is wrong with what came of a case.
+    pub(super) async fn judge(
+        &mut self,
+        end: End,
+        prepared: &Prepared,
+        before: &Before,
+        ran: Result<Operation, String>,
+    ) -> Vec<String> {
+        self.tally.cases += 1;
+        match ran {
+            Err(wrong) => vec![wrong],
+            Ok(operation) => {
+                let after = self.stage.see().await;
+                let mut wrong = self.common(prepared, &before.world, &after);
+                let after = shape(&after, prepared);
+                wrong.extend(self.truth(end, &operation, &before.shape, &after));
+                wrong
+            }
+        }
+    }
+
+    /// Notes what is wrong, with where it was.
+    pub(super) fn tell(&mut self, name: &str, wrong: Vec<String>) {
+        for wrong in wrong {
+            let wrong = format!("{:?} {name}: {wrong}", self.scenario);
+            eprintln!("{wrong}");
+            self.tally.wrong.push(wrong);
+        }
+    }
+
+    /// Whether an operation has ended as it had to, and the host is so.
+    fn truth(
+        &mut self,
+        end: End,
+        operation: &Operation,
+        before: &str,
+        after: &str,
+    ) -> Option<String> {
+        let error = operation.error.as_ref().map(Refusal::from);
+        let told = format!(
+            "{:?}, rollback {:?}, {error:?}",
+            operation.state(),
+            operation.rollback_state(),
+        );
+        let reason = error.as_ref().map(|error| error.reason.as_str());
+        let nothing_undone = operation.rollback_state() == RollbackState::None;
+        let as_told = match end {
+            End::Finished => {
+                self.tally.finished += 1;
+                operation.state() == OperationState::Succeeded && nothing_undone
+            }
+            End::Undone => {
+                self.tally.undone += 1;
+                let why = match operation.state() {
+                    OperationState::Failed => reason == Some("INTERNAL"),
+                    OperationState::Cancelled => reason == Some("CANCELLED_BY_CALLER"),
+                    _ => false,
+                };
+                why && (nothing_undone || operation.rollback_state() == RollbackState::Done)
+            }
+            End::Unknown => {
+                self.tally.unknown += 1;
+                operation.state() == OperationState::Failed
+                    && reason == Some("OUTCOME_UNKNOWN")
+                    && nothing_undone
+            }
+            End::FinishedWhenAskedAgain => unreachable!("it was asked again"),
+        };
+        if !as_told {
+            return Some(format!("had to be {end:?}, and is {told}"));
+        }
+        let (as_it_had_to_be, wanted) = match end {
+            End::Finished => (after == self.finished, self.finished.as_str()),
+            // What could not be made stays as a record that says so.
+            End::Undone if self.scenario == Scenario::Create => (
+                after.contains("vm Failed") && after.contains("domain None"),
+                "vm Failed, domain None\n",
+            ),
+            // A whole image stays: another host that imported it too may use it.
+            End::Undone if self.stage.ceph.is_some() && self.scenario == Scenario::Import => {
+                (without_cluster(after) == without_cluster(before), before)
+            }
+            End::Undone | End::Unknown | End::FinishedWhenAskedAgain => (after == before, before),
+        };
+        (!as_it_had_to_be)
+            .then(|| format!("{end:?}, {told}, but the host had to be\n{wanted}and is\n{after}"))
+    }
+
+    /// Arms one point, or none, and asks.
+    async fn in_one(
+        &mut self,
+        prepared: &Prepared,
+        armed: Option<(&Place, &str)>,
+    ) -> Result<Operation, String> {
+        let points: Vec<String> = armed.iter().map(|(place, how)| place.arm(how)).collect();
+        self.stage.arm(&points);
+        self.stage.forget();
+        let api = self.stage.api();
+        let answer = prepared.ask.send(&api).await;
+        let answer = answer.map_err(|status| format!("refused: {status:?}"))?;
+        let operation = self.ended(prepared, Some(answer.into_inner().id)).await?;
+        self.stage.arm(&[]);
+        if let Some((place, _)) = armed {
+            let trace = self.stage.trace();
+            let reached = trace.iter().filter(|point| **point == place.point);
+            if reached.count() <= place.nth {
                 return Err("the point was not reached".to_owned());
             }
-            self.stage.arm(&[]);
-            self.stage.daemon.restart().await;
         }
+        Ok(operation)
+    }
+
+    /// Arms, asks, and starts the agent again where it was killed.
+    async fn killed(&mut self, prepared: &Prepared, armed: &[String]) -> Result<Operation, String> {
+        self.stage.arm(armed);
         let api = self.stage.api();
-        let again = prepared
-            .ask
-            .send(&api)
-            .await
-            .map(tonic::Response::into_inner);
-        let again = again.map_err(|status| format!("a repeat is refused: {status:?}"))?;
-        if answered.as_ref().is_some_and(|id| *id != again.id) {
-            return Err(format!(
-                "{answered:?} was answered, a repeat is {}",
-                again.id
-            ));
+        let answered = prepared.ask.send(&api).await.ok();
+        if !self.stage.daemon.dies(PATIENCE).await {
+            self.stage.arm(&[]);
+            return Err("the point was not reached".to_owned());
         }
-        let operation = api.ended(&again.id).await;
+        self.start_again().await;
+        self.ended(prepared, answered.map(|answer| answer.into_inner().id))
+            .await
+    }
+
+    async fn start_again(&mut self) {
         self.stage.arm(&[]);
-        let by_id = api
-            .operations()
-            .get_operation(GetOperationRequest {
-                operation_id: operation.id.clone(),
-            })
-            .await;
+        self.stage.daemon.restart().await;
+        // What was not begun is refused as long as its cluster has not answered.
+        self.stage.cluster_answers().await;
+    }
+
+    /// Asks again with the same words, and waits for the end.
+    async fn ended(
+        &self,
+        prepared: &Prepared,
+        answered: Option<String>,
+    ) -> Result<Operation, String> {
+        let api = self.stage.api();
+        let again = prepared.ask.send(&api).await;
+        let again = again.map_err(|status| format!("a repeat is refused: {status:?}"))?;
+        let again = again.into_inner().id;
+        if answered.as_ref().is_some_and(|id| *id != again) {
+            return Err(format!("{answered:?} was answered, a repeat is {again}"));
+        }
+        let operation = api.ended(&again).await;
+        let request = GetOperationRequest {
+            operation_id: again,
+        };
+        let by_id = api.operations().get_operation(request).await;
         if by_id.map(tonic::Response::into_inner).ok().as_ref() != Some(&operation) {
             return Err("the operation is not found by its id".to_owned());
         }
-        let after = self.stage.see().await;
-        let after_shape = shape(&after, prepared);
-        Ok(Outcome {
-            operation,
-            before,
-            before_shape,
-            after,
-            after_shape,
-        })
-    }
-
-    /// Notes what came of a case, and removes what it was about.
-    async fn note(&mut self, what: &str, prepared: &Prepared, outcome: Result<Outcome, String>) {
-        self.tally.points += 1;
-        let wrong = match &outcome {
-            Err(wrong) => vec![wrong.clone()],
-            Ok(outcome) => {
-                let mut wrong = self.common(prepared, &outcome.before, &outcome.after);
-                wrong.extend(self.truth(outcome));
-                wrong
-            }
-        };
-        let name = format!("{:?} {what}", self.scenario);
-        for wrong in wrong {
-            eprintln!("{name}: {wrong}");
-            self.tally.wrong.push(format!("{name}: {wrong}"));
-        }
-        self.tidy(prepared).await;
-    }
-
-    /// Whether the end state is the one that the operation tells.
-    fn truth(&mut self, outcome: &Outcome) -> Vec<String> {
-        let operation = &outcome.operation;
-        let told = format!(
-            "{:?}, rollback {:?}, {:?}",
-            operation.state(),
-            operation.rollback_state(),
-            operation.error.as_ref().map(Refusal::from)
-        );
-        if operation.state() == OperationState::Succeeded {
-            self.tally.finished += 1;
-            if outcome.after_shape == self.finished {
-                return Vec::new();
-            }
-            return vec![format!(
-                "{told}, but an undisturbed run leaves\n{}and this one\n{}",
-                self.finished, outcome.after_shape
-            )];
-        }
-        let reason = operation
-            .error
-            .as_ref()
-            .map(Refusal::from)
-            .map(|r| r.reason);
-        let repeatable = !matches!(self.scenario, Scenario::Reboot | Scenario::Reset);
-        if reason.as_deref() == Some("OUTCOME_UNKNOWN") {
-            self.tally.unknown += 1;
-            if repeatable {
-                return vec![format!("{told}, but it can be read back")];
-            }
-        } else {
-            self.tally.undone += 1;
-        }
-        // What could not be made stays as a record that says so.
-        let undone = if self.scenario == Scenario::Create {
-            outcome.after_shape.contains("vm Failed") && outcome.after_shape.contains("domain None")
-        } else if self.stage.ceph.is_some() && self.scenario == Scenario::Import {
-            // A whole image stays: another host that imported it too may use it.
-            without_cluster(&outcome.after_shape) == without_cluster(&outcome.before_shape)
-        } else {
-            outcome.after_shape == outcome.before_shape
-        };
-        if undone {
-            return Vec::new();
-        }
-        vec![format!(
-            "{told}, but before it was\n{}and now it is\n{}",
-            outcome.before_shape, outcome.after_shape
-        )]
-    }
-
-    async fn killed(&mut self, what: &str, armed: Vec<String>) {
-        for again in (0..TRIES).rev() {
-            let prepared = self.scenario.prepare(self.stage).await;
-            let outcome = self.case(&prepared, &armed).await;
-            if again > 0 && is_away(&outcome) {
-                println!(
-                    "{:?} {what}: once more, the cluster was slow",
-                    self.scenario
-                );
-                self.start_over().await;
-                self.tidy(&prepared).await;
-                continue;
-            }
-            return self.note(what, &prepared, outcome).await;
-        }
-    }
-
-    /// Starts the agent until it has found the cluster, and swept it, before it went
-    /// on: within 5 s of its start, which a host that is busy may not give it.
-    async fn start_over(&mut self) {
-        for _ in 0..TRIES {
-            self.stage.daemon.kill9();
-            self.stage.daemon.restart().await;
-            self.stage.cluster_answers().await;
-            if violations(&self.stage.see().await).is_empty() {
-                return;
-            }
-        }
-    }
-
-    /// Lets a step fail once it has done its work; `throughout`: and kills the agent
-    /// at each point of the undoing.
-    async fn undone(&mut self, step: &str, throughout: bool) {
-        let operation = self.scenario.operation();
-        let fails = arm(&format!("{operation}.{step}.after"), 0, "fail");
-        let prepared = self.scenario.prepare(self.stage).await;
-        self.stage.forget();
-        let outcome = self.case(&prepared, std::slice::from_ref(&fails)).await;
-        let points: Vec<String> = self
-            .stage
-            .trace()
-            .into_iter()
-            .skip_while(|point| *point != format!("{operation}.{step}.after"))
-            .skip(1)
-            .filter(|point| point.ends_with(".undo") || point.ends_with(".undone"))
-            .collect();
-        if points.is_empty() {
-            self.gone_on(step, prepared, outcome).await;
-            return;
-        }
-        self.note(&format!("failed after {step}"), &prepared, outcome)
-            .await;
-        for (point, nth) in occurrences(&points) {
-            if throughout && self.counts(&point) {
-                let armed = vec![fails.clone(), arm(&point, nth, "kill")];
-                let what = format!("failed after {step}, killed at {point}#{nth}");
-                self.killed(&what, armed).await;
-            }
-        }
+        Ok(operation)
     }
 
     /// Past its point of no return it only fails, and goes on where it was when it
     /// is asked for once more.
-    async fn gone_on(&mut self, step: &str, prepared: Prepared, failed: Result<Outcome, String>) {
-        let what = format!("failed after {step}, asked once more");
-        let once_more = Prepared {
-            ask: prepared.ask.anew(),
-            ..prepared
-        };
-        let outcome = match failed {
-            Ok(failed) if failed.operation.state() != OperationState::Failed => {
-                Err(format!("it ended {:?}", failed.operation.state()))
-            }
-            // What is gone can't be asked for once more: its removal must be all of it.
-            Ok(failed) if self.scenario == Scenario::DeleteOrphan => Ok(Outcome {
-                before_shape: self.finished.clone(),
+    async fn ask_again(
+        &mut self,
+        prepared: &mut Prepared,
+        failed: Operation,
+    ) -> (Result<Operation, String>, End) {
+        let end = End::Finished;
+        if failed.state() != OperationState::Failed
+            || failed.rollback_state() != RollbackState::None
+        {
+            return (Err(format!("had to fail, and is {failed:?}")), end);
+        }
+        if self.scenario == Scenario::DeleteOrphan {
+            // What is gone can't be asked for once more: its removal must be all of
+            // it, which the shape tells.
+            let succeeded = Operation {
+                state: OperationState::Succeeded as i32,
+                error: None,
                 ..failed
-            }),
-            Ok(_) => self.case(&once_more, &[]).await,
-            Err(wrong) => Err(wrong),
-        };
-        self.note(&what, &once_more, outcome).await;
+            };
+            return (Ok(succeeded), end);
+        }
+        prepared.ask = prepared.ask.anew();
+        (self.in_one(prepared, None).await, end)
     }
 
-    /// Lets a step end without an answer, or find libvirt away, once.
-    async fn uncertain(&mut self, step: &str, place: &str, how: &str) {
-        let point = format!("{}.{step}.{place}", self.scenario.operation());
-        let prepared = self.scenario.prepare(self.stage).await;
-        let armed = vec![arm(&point, 0, how)];
-        let outcome = self.case(&prepared, &armed).await;
-        self.note(&format!("{how} at {point}"), &prepared, outcome)
-            .await;
+    /// Arms a point so that what reaches it is held, asks, and waits until it is.
+    async fn held(
+        &mut self,
+        prepared: &Prepared,
+        others: &[String],
+        at: &Place,
+    ) -> Result<String, String> {
+        let hold = self.stage.hold();
+        let mut armed = others.to_vec();
+        armed.push(at.arm(&format!("hold:{}", hold.display())));
+        self.stage.arm(&armed);
+        let api = self.stage.api();
+        let asked = prepared.ask.send(&api).await;
+        let asked = asked.map_err(|status| format!("refused: {status:?}"))?;
+        let deadline = Instant::now() + PATIENCE;
+        while !hold.exists() {
+            if Instant::now() >= deadline {
+                self.stage.arm(&[]);
+                return Err("the point was not reached".to_owned());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        Ok(asked.into_inner().id)
+    }
+
+    /// Asks the agent to stop where it stands while a step that failed is undone, and
+    /// starts it again.
+    async fn stopped(
+        &mut self,
+        prepared: &Prepared,
+        fails: &Place,
+        at: &Place,
+    ) -> Result<Operation, String> {
+        let id = self.held(prepared, &[fails.arm("fail")], at).await?;
+        self.stage.ask_to_stop().await;
+        std::fs::remove_file(self.stage.hold()).unwrap();
+        let status = self.stage.daemon.end().await;
+        if status.code() != Some(0) {
+            return Err(format!("asked to stop, the agent ended with {status}"));
+        }
+        self.start_again().await;
+        self.ended(prepared, Some(id)).await
     }
 
     /// Cancels it where it stands at a point: it is undone, or the cancellation is
     /// refused and it goes on.
-    async fn cancelled(&mut self, steps: &[String], step: &str, point: &str) {
-        let what = format!("cancelled at {point}");
-        let prepared = self.scenario.prepare(self.stage).await;
-        let hold = self.stage.hold();
-        let before = self.stage.see().await;
-        let before_shape = shape(&before, &prepared);
-        self.stage
-            .arm(&[format!("{point}=1*return(hold:{})", hold.display())]);
+    async fn cancelled(
+        &mut self,
+        prepared: &Prepared,
+        at: &Place,
+        end: End,
+    ) -> Result<Operation, String> {
+        let operation_id = self.held(prepared, &[], at).await?;
+        let request = CancelOperationRequest {
+            operation_id: operation_id.clone(),
+        };
         let api = self.stage.api();
-        let asked = prepared.ask.send(&api).await.expect("it may be asked");
-        let operation_id = asked.into_inner().id;
-        let deadline = Instant::now() + PATIENCE;
-        while !hold.exists() {
-            assert!(Instant::now() < deadline, "{what}: not reached");
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-        }
-        let cancelled = api
-            .operations()
-            .cancel_operation(CancelOperationRequest {
-                operation_id: operation_id.clone(),
-            })
-            .await;
-        std::fs::remove_file(&hold).unwrap();
+        let cancelled = api.operations().cancel_operation(request).await;
+        std::fs::remove_file(self.stage.hold()).unwrap();
         let operation = api.ended(&operation_id).await;
         self.stage.arm(&[]);
-        let after = self.stage.see().await;
-        let after_shape = shape(&after, &prepared);
-        // A graceful stop passes it where the guest is off.
-        let can = match self.scenario {
-            Scenario::StopGracefully => point.ends_with(".before"),
-            scenario => can_be_cancelled(scenario, steps, step),
-        };
         let refusal = cancelled.err().map(|status| Refusal::from(&status));
-        let (wanted, wrong) = match (&refusal, &operation.error) {
-            (None, Some(why)) => (
-                OperationState::Cancelled,
-                brief(&Refusal::from(why)) != (Code::Cancelled, "CANCELLED_BY_CALLER"),
-            ),
-            (None, None) => (OperationState::Cancelled, true),
-            (Some(refusal), _) => (
-                OperationState::Succeeded,
-                brief(refusal) != (Code::FailedPrecondition, "NOT_CANCELLABLE")
-                    || refusal.metadata.get("operation_id") != Some(&operation_id),
-            ),
+        let as_marked = match &refusal {
+            None => end == End::Undone && operation.state() == OperationState::Cancelled,
+            Some(refusal) => {
+                let brief = (refusal.code, refusal.reason.as_str());
+                end == End::Finished
+                    && brief == (Code::FailedPrecondition, "NOT_CANCELLABLE")
+                    && refusal.metadata.get("operation_id") == Some(&operation_id)
+            }
         };
-        let outcome = if can != refusal.is_none() {
-            Err(format!("{refusal:?}, which the runbook says otherwise"))
-        } else if operation.state() != wanted || wrong {
-            Err(format!("{refusal:?}, and it ended {operation:?}"))
+        if as_marked {
+            Ok(operation)
         } else {
-            Ok(Outcome {
-                operation,
-                before,
-                before_shape,
-                after,
-                after_shape,
-            })
+            Err(format!(
+                "by the runbook, cancelled it had to be {end:?}: {refusal:?}, and it ended {operation:?}"
+            ))
+        }
+    }
+
+    /// Starts the agent again at rest, by turns after it was killed and after it was
+    /// asked to stop.
+    pub(super) async fn rest(&mut self, name: &str) {
+        let ending = if self.tally.rests.is_multiple_of(2) {
+            Ending::Asked
+        } else {
+            Ending::Killed
         };
-        self.note(&what, &prepared, outcome).await;
+        self.tally.rests += 1;
+        let wrong = rest::started_again(self.stage, ending).await;
+        self.tell(name, wrong);
     }
 
     /// Removes what a case was about; what is left then is what the stage has.
-    async fn tidy(&mut self, prepared: &Prepared) {
+    pub(super) async fn tidy(&mut self, prepared: &Prepared) {
         self.stage.cluster_answers().await;
         if self.scenario.is_of_host() {
             self.stage.end_maintenance().await;
@@ -480,69 +478,14 @@ impl<'a> Matrix<'a> {
         if let Some(image) = &prepared.image {
             self.stage.remove_image(image).await;
         }
-        let world = self.stage.see().await;
-        let left: BTreeSet<&String> = world.vms.keys().collect();
-        assert_eq!(left, BTreeSet::from([&self.stage.bystander]));
+        let left = self.stage.api().all_vms().await;
+        let left: Vec<&String> = left.iter().map(|vm| &vm.id).collect();
+        assert_eq!(left, [&self.stage.bystander]);
         // A copy in the other pool's cache would hide a step.
-        for (file, _) in world
-            .files
-            .iter()
-            .filter(|(file, _)| file.starts_with("other/images"))
-        {
-            std::fs::remove_file(self.stage.daemon.home().join(file)).unwrap();
+        for file in self.stage.daemon.pool_files() {
+            if file.starts_with("other/images") {
+                std::fs::remove_file(self.stage.daemon.home().join(file)).unwrap();
+            }
         }
-    }
-}
-
-fn brief(refusal: &Refusal) -> (Code, &str) {
-    (refusal.code, &refusal.reason)
-}
-
-/// Each point with which time it is reached, from 0.
-fn occurrences(points: &[String]) -> Vec<(String, usize)> {
-    let mut seen: BTreeMap<&String, usize> = BTreeMap::new();
-    let mut found = Vec::new();
-    for point in points {
-        let count = seen.entry(point).or_default();
-        found.push((point.clone(), *count));
-        *count += 1;
-    }
-    found
-}
-
-/// Each point of the storage once, with the step that it is reached in.
-fn inside(points: &[String]) -> Vec<(String, String)> {
-    let mut step = "";
-    let mut found: Vec<(String, String)> = Vec::new();
-    for point in points {
-        if let Some((_, name)) = point
-            .strip_suffix(".before")
-            .and_then(|point| point.split_once('.'))
-        {
-            step = name;
-        }
-        if point.starts_with("pool.") && !found.iter().any(|(_, known)| known == point) {
-            found.push((step.to_owned(), point.clone()));
-        }
-    }
-    found
-}
-
-/// Whether the cluster had not answered yet when the agent went on: the operation was
-/// given up for that, and nothing is learnt of the point.
-fn is_away(outcome: &Result<Outcome, String>) -> bool {
-    let error = outcome
-        .as_ref()
-        .ok()
-        .and_then(|outcome| outcome.operation.error.as_ref());
-    error.is_some_and(|error| Refusal::from(error).reason == "POOL_AWAY")
-}
-
-/// Arms a point for one time, after having let it pass so often.
-fn arm(point: &str, passes: usize, how: &str) -> String {
-    if passes == 0 {
-        format!("{point}=1*return({how})")
-    } else {
-        format!("{point}={passes}*off->1*return({how})")
     }
 }

@@ -11,6 +11,7 @@
 
 use super::lane::Lane;
 use super::matrix::Tally;
+use super::rest::{self, Ending};
 use super::stage::Stage;
 use crate::support::PATIENCE;
 use crate::support::api::Api;
@@ -56,7 +57,7 @@ pub async fn run(stage: &mut Stage, size: Size, seed: u64) -> Tally {
     let mut before = stage.see().await;
     let mut tally = Tally::default();
     let (mut kills, begun) = (0, Instant::now());
-    while tally.points < size.sequences {
+    while tally.cases < size.sequences {
         points.extend(stage.trace());
         stage.forget();
         let kill = choose(&mut random, &points, size);
@@ -65,7 +66,7 @@ pub async fn run(stage: &mut Stage, size: Size, seed: u64) -> Tally {
         }
         let (outcomes, killed) = epoch(stage, &mut lanes, &kill, &publish).await;
         kills += usize::from(killed);
-        tally.points += outcomes.len();
+        tally.cases += outcomes.len();
         let mut wrong: Vec<String> = outcomes.into_iter().filter_map(Result::err).collect();
         let world = stage.see().await;
         wrong.extend(violations(&world));
@@ -101,19 +102,27 @@ pub async fn run(stage: &mut Stage, size: Size, seed: u64) -> Tally {
             break;
         }
         tally.finished += size.lanes;
-        if tally.points % PROGRESS < size.lanes {
+        if tally.cases % PROGRESS < size.lanes {
             println!(
                 "sequences, seed {seed}: {} of {} so far, {kills} kills",
-                tally.points, size.sequences
+                tally.cases, size.sequences
             );
         }
+    }
+    if tally.wrong.is_empty() {
+        let ending = if random.random() {
+            Ending::Asked
+        } else {
+            Ending::Killed
+        };
+        tally.wrong = rest::started_again(stage, ending).await;
     }
     let powered = lanes
         .iter()
         .filter(|lane| lane.state == Some(Resting::Running));
     println!(
         "sequences, seed {seed}: {} sequences, {kills} kills, {} violations, {} s; {} of {} VMs run at the end",
-        tally.points,
+        tally.cases,
         tally.wrong.len(),
         begun.elapsed().as_secs(),
         powered.count(),

@@ -10,16 +10,18 @@ use crate::support::daemon::{Daemon, Setup};
 use crate::support::holdings::Looker;
 use crate::support::images;
 use crate::support::libvirtd::Libvirtd;
-use crate::support::world::{Domain, World, domains_below, domains_of};
+use crate::support::world::{Domain, Power, World, domains_below, domains_of};
 use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+use tonic::Status;
+use tonic_types::StatusExt;
 use virt::connect::Connect;
 
 /// Where libvirt keeps what it has learnt of QEMU, below its root.
@@ -95,7 +97,9 @@ impl Stage {
         Self::open(Host::Qemu(root), setup, None).await
     }
 
-    async fn open(host: Host, mut setup: Setup, ceph: Option<Looker>) -> Self {
+    async fn open(host: Host, setup: Setup, ceph: Option<Looker>) -> Self {
+        // What it does by itself would be in the way of what is asked of it.
+        let mut setup = setup.at_real_pace();
         let points = tempfile::tempdir().unwrap();
         for (name, file) in [("FAILPOINTS_FILE", "armed"), ("FAILPOINTS_TRACE", "trace")] {
             let path = points.path().join(file).display().to_string();
@@ -176,10 +180,32 @@ impl Stage {
 
     /// Everything at this moment.
     pub async fn see(&self) -> World {
+        if let Host::Qemu(_) = self.host {
+            self.has_one_qemu_for_each_guest().await;
+        }
         World {
             ceph: self.ceph.as_ref().map(Looker::look),
             ..World::see(&self.daemon, self.domains()).await
         }
+    }
+
+    /// A driver that was killed while it started a guest may have started its QEMU and
+    /// not noted it.
+    async fn has_one_qemu_for_each_guest(&self) {
+        // Their disks and consoles are below the daemon's directory.
+        let home = format!("{}/", self.daemon.home().display());
+        // One whose domain is off may be on its way out.
+        until(
+            "each guest to have one QEMU, and no others",
+            PATIENCE,
+            async || {
+                let domains = self.domains();
+                let with_power = domains.values().filter(|domain| domain.power != Power::Off);
+                let known: BTreeSet<String> = with_power.map(|it| it.incarnation.clone()).collect();
+                (qemus(&home) == known).then_some(())
+            },
+        )
+        .await;
     }
 
     /// Waits until its cluster has answered, if it is on one: right after a start that
@@ -190,9 +216,50 @@ impl Stage {
         }
         let api = self.api();
         until("the cluster to answer", PATIENCE, async || {
-            let conditions = api.node().await.conditions;
-            let ready = |it: &Condition| it.r#type == "PoolReady/ceph" && it.status;
-            conditions.iter().any(ready).then_some(())
+            is_ready(&api.node().await).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the agent serves, and its cluster, if it is on one, has answered.
+    /// False if it dies before, as it may where points are armed.
+    pub async fn serves_or_dies(&mut self) -> bool {
+        let api = self.api();
+        let serves = async || {
+            if !matches!(api.serving("").await, Ok(true)) {
+                return false;
+            }
+            let request = GetNodeRequest {};
+            let node = api.nodes().get_node(request).await;
+            self.ceph.is_none() || node.is_ok_and(|node| is_ready(node.get_ref()))
+        };
+        let serves = until("the daemon to serve or to die", PATIENCE, async || {
+            if self.daemon.is_alive() {
+                serves().await.then_some(true)
+            } else {
+                Some(false)
+            }
+        })
+        .await;
+        if !serves {
+            self.daemon.dies(PATIENCE).await;
+        }
+        serves
+    }
+
+    /// Whether a call has no answer of the agent's because that was killed.
+    pub async fn is_dying(&mut self, status: &Status) -> bool {
+        let answered = status.get_error_details().error_info().is_some();
+        !answered && self.daemon.dies(PATIENCE).await
+    }
+
+    /// Asks the agent to stop, and waits until nothing new is taken any more.
+    pub async fn ask_to_stop(&self) {
+        kill(self.daemon.pid(), Signal::SIGTERM).unwrap();
+        let socket = self.daemon.socket();
+        until("the agent to take no more calls", PATIENCE, async || {
+            // A call over a new connection.
+            Api::at(&socket).serving("").await.err()
         })
         .await;
     }
@@ -286,6 +353,25 @@ impl Drop for Stage {
             }
         }
     }
+}
+
+/// Whether its cluster has answered.
+fn is_ready(node: &Node) -> bool {
+    let ready = |it: &Condition| it.r#type == "PoolReady/ceph" && it.status;
+    node.conditions.iter().any(ready)
+}
+
+/// The processes of all QEMUs whose arguments name this.
+fn qemus(named: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if line.starts_with("/usr/bin/qemu-system") && line.contains(named) {
+            found.insert(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    found
 }
 
 /// QEMU runs as a user of its own and must get through.

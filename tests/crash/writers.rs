@@ -1,5 +1,5 @@
 //! A tool of Ceph's that dies with the agent in the middle of its work: the cluster
-//! takes it for there for half a minute more, and what it was making for in use.
+//! takes it for there for a while, and what it was making for in use.
 //!
 //! No fault point lies inside a tool, so a client of the test's stands in for it:
 //! it has the image open with the writer's lock, and is killed while the agent is

@@ -8,4 +8,5 @@ mod architecture;
 mod cli;
 mod config;
 mod docs;
+mod known;
 mod proto;

@@ -12,6 +12,10 @@ mod guest;
 mod host;
 mod rfb;
 
+#[path = "../support/timed.rs"]
+#[allow(missing_docs, unreachable_pub)]
+mod timed;
+
 use guest::{BootSector, until};
 use host::Bench;
 use kvmlet::libvirt::{
@@ -29,6 +33,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use timed::trial;
 
 /// A test's name, and the test.
 type Test = (&'static str, fn(&Bench));
@@ -85,10 +90,7 @@ fn main() -> ExitCode {
     let bench = Arc::new(Bench::open());
     let trials = tests.iter().map(|(name, test)| {
         let (bench, test) = (Arc::clone(&bench), *test);
-        Trial::test(*name, move || {
-            test(&bench);
-            Ok(())
-        })
+        trial(*name, move || test(&bench))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     Arc::into_inner(bench).expect("the trials are gone").close();

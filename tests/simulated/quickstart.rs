@@ -50,30 +50,16 @@ async fn makes_a_vm_and_follows_it(command: &mut Command, states: [&str; 2], eve
     assert_eq!(said[1], format!("web1 {}", states[1]));
 }
 
-/// The example, built as everything else here; nothing to do after `cargo test`.
-#[allow(clippy::disallowed_methods)] // a test builds its own client
+/// The example, which is built with the tests.
 fn example() -> PathBuf {
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--offline", "--example", "quickstart"]);
-    if cfg!(feature = "failpoints") {
-        build.args(["--features", "failpoints"]);
-    }
-    // What cargo tells a test of its package; with it, crates would be built anew.
-    let told = [
-        "CARGO_PKG_",
-        "CARGO_MANIFEST_",
-        "CARGO_BIN_",
-        "CARGO_CRATE_",
-        "OUT_DIR",
-    ];
-    for (name, _) in std::env::vars() {
-        if told.iter().any(|begin| name.starts_with(begin)) {
-            build.env_remove(name);
-        }
-    }
-    assert!(build.current_dir(root()).status().unwrap().success());
     let daemon = Path::new(env!("CARGO_BIN_EXE_kvmlet"));
-    daemon.with_file_name("examples").join("quickstart")
+    let example = daemon.with_file_name("examples").join("quickstart");
+    assert!(
+        example.exists(),
+        "{} is missing: cargo build --features failpoints --examples",
+        example.display()
+    );
+    example
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! What an administrator installs: the packages that `scripts/package` makes, and the man
 //! pages in them.
 //!
-//! The packages are built once for all tests. What installing, upgrading and removing
+//! The packages are made once for all tests, of the program as it is built for tests. What installing, upgrading and removing
 //! them does on a system that runs is in `tests/systemd`.
 
 use clap::{Command as Arguments, CommandFactory};
@@ -62,7 +62,8 @@ fn packages() -> &'static Packages {
     static PACKAGES: OnceLock<Packages> = OnceLock::new();
     PACKAGES.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
-        let arguments = ["--profile", "dev", "--out", text(folder.path())];
+        let program = env!("CARGO_BIN_EXE_kvmlet");
+        let arguments = ["--program", program, "--out", text(folder.path())];
         let told = printed("scripts/package", &arguments);
         let path = |end: &str| {
             let line = told.lines().find(|line| line.ends_with(end));

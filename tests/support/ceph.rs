@@ -23,6 +23,9 @@ const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ceph/cluster")
 const THAWED: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// The pace of daemons on a cluster: each look at one costs eight processes.
+pub const PACE: f64 = 0.25;
+
 /// The user that the daemon under test has.
 pub const USER: &str = "client.kvmlet";
 
@@ -106,12 +109,22 @@ pub struct Cluster {
 impl Cluster {
     /// Starts one of 4 GiB, with the pools images, vms, vms-fast and data.
     pub fn start() -> Self {
-        Self::start_with_room(4 << 30)
+        Self::start_by(&[])
     }
 
     /// Starts one that says it has room for so many bytes; only what is written
     /// takes memory.
     pub fn start_with_room(bytes: u64) -> Self {
+        Self::start_by(&[("CEPH_BYTES", &bytes.to_string())])
+    }
+
+    /// Starts one that takes a client that was killed for there as long as Ceph does: for
+    /// 30 s. All others do for 5 s.
+    pub fn start_as_ceph_is() -> Self {
+        Self::start_by(&[("CEPH_AS_IT_IS", "1")])
+    }
+
+    fn start_by(environment: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // Short: a socket's path ends at 107 bytes.
         let folder = PathBuf::from(format!(
@@ -130,7 +143,7 @@ impl Cluster {
             .arg(CLUSTER)
             .arg("run")
             .arg(&folder)
-            .env("CEPH_BYTES", bytes.to_string())
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -478,7 +491,8 @@ impl Watcher {
         &self.address
     }
 
-    /// Kills it: its watch stays until the OSD gives it up, after 30 s.
+    /// Kills it: its watch stays until the OSD gives it up, after 5 s, or as long as Ceph
+    /// itself would take.
     pub fn kill9(mut self) {
         self.process.kill().unwrap();
     }

@@ -18,6 +18,10 @@ use tempfile::TempDir;
 /// The daemon's own driver that simulates a host; it dies with the daemon.
 pub const SIMULATED: &str = "test:///default";
 
+/// How much sooner a daemon does what it does by itself (`src/pace.rs`): it sweeps every
+/// 3 s.
+const PACE: f64 = 0.1;
+
 /// How a daemon is set up.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -37,6 +41,8 @@ pub struct Setup {
     pub launcher: Vec<String>,
     /// Where the journal is, if not in its directory.
     pub journal: Option<PathBuf>,
+    /// A factor for how often it looks by itself; `None` is as others have it.
+    pub pace: Option<f64>,
 }
 
 impl Default for Setup {
@@ -50,6 +56,7 @@ impl Default for Setup {
             environment: Vec::new(),
             launcher: Vec::new(),
             journal: None,
+            pace: Some(PACE),
         }
     }
 }
@@ -67,6 +74,13 @@ impl Setup {
     #[must_use]
     pub fn with(mut self, section: &'static str, line: impl Into<String>) -> Self {
         self.lines.push((section, line.into()));
+        self
+    }
+
+    /// That looks by itself as often as it does for everybody else.
+    #[must_use]
+    pub fn at_real_pace(mut self) -> Self {
+        self.pace = None;
         self
     }
 
@@ -223,6 +237,10 @@ impl Daemon {
                 command
             }
         };
+        match self.setup.pace {
+            Some(factor) => command.env("KVMLET_PACE", factor.to_string()),
+            None => command.env_remove("KVMLET_PACE"),
+        };
         command
             .args(["serve", "--config"])
             .arg(self.config())
@@ -353,10 +371,20 @@ impl Daemon {
         process.wait().unwrap();
     }
 
+    /// Starts it again, in the same directory, and does not wait.
+    pub fn launch_again(&mut self) {
+        self.spawn();
+    }
+
     /// Starts it again, in the same directory, and waits until it serves.
     pub async fn restart(&mut self) {
         self.spawn();
         self.wait_until_serving().await;
+    }
+
+    /// Starts it again, in the same directory, and does not wait.
+    pub fn start_again(&mut self) {
+        self.spawn();
     }
 
     /// Starts it again and waits until it answers, which it does also while libvirt

@@ -9,18 +9,27 @@
 pub mod api;
 pub mod ceph;
 pub mod daemon;
+pub mod fuse;
 pub mod holdings;
 pub mod images;
 pub mod invariants;
+pub mod known;
 pub mod libvirtd;
 pub mod pki;
 pub mod reaper;
 pub mod refusal;
 pub mod small;
+pub mod timed;
 pub mod watch;
 pub mod world;
 
 use std::time::{Duration, Instant};
+
+/// Whether everything is done at its full length (`scripts/test --thorough`), and not a
+/// short one.
+pub fn thorough() -> bool {
+    std::env::var_os("KVMLET_THOROUGH").is_some_and(|set| set == "1")
+}
 
 /// The longest that anything may take, on a machine that does much else.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -6,9 +6,13 @@ use super::daemon::Daemon;
 use super::holdings::Holdings;
 use kvmlet::proto::v1::{Image, ListImagesRequest, Operation, Vm};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, Metadata};
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use virt::connect::Connect;
 use virt::domain::DomainState;
 use virt::enumutil::Enum;
@@ -104,10 +108,67 @@ async fn images(api: &Api) -> BTreeMap<String, Image> {
     images.map(|image| (image.id.clone(), image)).collect()
 }
 
+/// A file as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Stamp {
+    /// Device and inode.
+    place: (u64, u64),
+    length: u64,
+    /// When its bytes were changed last, and when anything of it was: nanoseconds
+    /// since 1970.
+    written: i128,
+    changed: i128,
+}
+
+/// The digests of files that have rested since.
+static DIGESTS: LazyLock<Mutex<HashMap<Stamp, String>>> = LazyLock::new(Mutex::default);
+
+/// How long a file must have rested for its digest to be remembered: the kernel tells
+/// times by a clock that may stand still for 10 ms, so that a write right after
+/// another one may leave no trace in them.
+const RESTED: Duration = Duration::from_millis(200);
+
+/// The digest of what is in a file; of one that has not been touched since it was
+/// read last, that one's.
 fn digest(path: &Path) -> String {
     // It may be removed while it is looked at, by what is still at work.
-    let bytes = fs::read(path).unwrap_or_default();
-    format!("{:x}", Sha256::digest(bytes))
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+    let Ok((before, mut file)) = opened else {
+        return format!("{:x}", Sha256::digest([]));
+    };
+    let stamp = Stamp::of(&before);
+    let digests = || DIGESTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = digests().get(&stamp) {
+        return known.clone();
+    }
+    let begun = SystemTime::now();
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    let digest = format!("{:x}", Sha256::digest(bytes));
+    if stamp.had_rested(begun) && stamp == Stamp::of(&file.metadata().unwrap()) {
+        digests().insert(stamp, digest.clone());
+    }
+    digest
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        let nanoseconds = |seconds, rest| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Self {
+            place: (metadata.dev(), metadata.ino()),
+            length: metadata.len(),
+            written: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            changed: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether nobody had touched it for a while.
+    fn had_rested(&self, now: SystemTime) -> bool {
+        let now = now.duration_since(UNIX_EPOCH).expect("after 1970");
+        let touched = self.written.max(self.changed);
+        i128::try_from(now.as_nanos()).expect("a time") - touched
+            > i128::try_from(RESTED.as_nanos()).expect("a time")
+    }
 }
 
 fn consoles(folder: &Path) -> Vec<String> {

@@ -32,10 +32,11 @@ mod sandbox;
 mod upgrade;
 
 use host::Host;
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 use package::Packages;
 use std::process::ExitCode;
 use std::time::Instant;
+use support::timed::trial;
 
 /// A test's name, and the test.
 type Test = (&'static str, fn());
@@ -49,14 +50,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each boots a system, and there are two processors.
     arguments.test_threads = Some(1);
-    let trial = |(name, test): &Test| {
-        let test = *test;
-        Trial::test(*name, move || {
-            test();
-            Ok(())
-        })
-    };
-    libtest_mimic::run(&arguments, TESTS.iter().map(trial).collect()).exit_code()
+    let trials = TESTS.iter().map(|(name, test)| trial(*name, *test));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
 fn runtime() -> tokio::runtime::Runtime {

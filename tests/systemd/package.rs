@@ -1,4 +1,4 @@
-//! The packages under test.
+//! The packages under test: of the program that is built, and of one of a later version.
 
 use crate::host::{outside, project};
 use std::path::PathBuf;
@@ -15,30 +15,36 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// Builds both, once for all tests.
+    /// Makes both, once for all tests.
     pub fn build() -> Self {
         static BUILT: OnceLock<Packages> = OnceLock::new();
-        BUILT.get_or_init(build).clone()
+        BUILT
+            .get_or_init(|| Packages {
+                now: package(env!("CARGO_BIN_EXE_kvmlet")),
+                next: package(&next_program()),
+            })
+            .clone()
     }
 }
 
-fn build() -> Packages {
-    let script = project().join("scripts/package");
-    let deb = |version: &[&str]| {
-        let out = project().join("target/package/tests");
-        let out = out.to_str().unwrap();
-        // As from a shell: what cargo tells a test would make much be built again.
-        let path = format!("PATH={}", std::env::var("PATH").unwrap());
-        let home = format!("HOME={}", std::env::var("HOME").unwrap());
-        let mut arguments = vec!["-i", &path, &home, script.to_str().unwrap()];
-        arguments.extend(["--deb", "--profile", "dev", "--out", out]);
-        arguments.extend(version);
-        let said = outside("env", &arguments);
-        let path = said.lines().last().expect("it prints where they are");
-        PathBuf::from(path)
-    };
-    Packages {
-        now: deb(&[]),
-        next: deb(&["--version", NEXT]),
-    }
+/// The program of the next version: what `KVMLET_NEXT_PROGRAM` names, so that whoever
+/// runs the tests can build it before; else it is made now, which waits while cargo
+/// builds something else.
+fn next_program() -> String {
+    std::env::var("KVMLET_NEXT_PROGRAM").unwrap_or_else(|_| script("next-program", &[NEXT]))
+}
+
+fn package(program: &str) -> PathBuf {
+    let out = project().join("target/package/tests");
+    let out = out.to_str().unwrap();
+    let said = script("package", &["--deb", "--program", program, "--out", out]);
+    PathBuf::from(said.lines().last().expect("it prints where it is"))
+}
+
+/// What a script of the project printed.
+fn script(name: &str, arguments: &[&str]) -> String {
+    outside(
+        project().join("scripts").join(name).to_str().unwrap(),
+        arguments,
+    )
 }

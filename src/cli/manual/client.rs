@@ -6,29 +6,30 @@ use clap_mangen::Man;
 use std::io;
 
 /// A page for each command that is shown, by the name of its file.
-pub(super) fn pages(command: &Command) -> io::Result<Vec<(String, String)>> {
+pub(super) fn pages(command: &Command, source: &str) -> io::Result<Vec<(String, String)>> {
     let mut root = command.clone().disable_help_subcommand(true);
     root.build();
     let mut pages = Vec::new();
-    add(&root, None, &mut pages)?;
+    add(&root, None, source, &mut pages)?;
     Ok(pages)
 }
 
 fn add(
     command: &Command,
     above: Option<&str>,
+    source: &str,
     pages: &mut Vec<(String, String)>,
 ) -> io::Result<()> {
     let name = command.get_display_name().unwrap_or("kvmlet");
-    pages.push((format!("{name}.1"), page(command, above)?));
+    pages.push((format!("{name}.1"), page(command, above, source)?));
     command
         .get_subcommands()
         .filter(|below| !below.is_hide_set())
-        .try_for_each(|below| add(below, Some(name), pages))
+        .try_for_each(|below| add(below, Some(name), source, pages))
 }
 
-fn page(command: &Command, above: Option<&str>) -> io::Result<String> {
-    let man = Man::new(command.clone()).source(concat!("kvmlet ", env!("KVMLET_VERSION")));
+fn page(command: &Command, above: Option<&str>, source: &str) -> io::Result<String> {
+    let man = Man::new(command.clone()).source(source);
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     page.extend(Page::after_title().finish().into_bytes());

@@ -49,8 +49,8 @@ fn is_key(text: &str) -> bool {
 }
 
 /// The page.
-pub(super) fn page() -> String {
-    let mut page = Page::new("kvmlet.toml", "5", "configuration of kvmlet");
+pub(super) fn page(source: &str) -> String {
+    let mut page = Page::new("kvmlet.toml", "5", "configuration of kvmlet", source);
     page.section("SYNOPSIS").text("/etc/kvmlet/kvmlet.toml");
     page.section("DESCRIPTION");
     let mut words = Vec::new();

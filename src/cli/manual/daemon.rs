@@ -5,8 +5,8 @@ use crate::cli::connect;
 use clap::Command;
 
 /// The page; what the daemon's arguments are comes from the command.
-pub(super) fn page(command: &Command) -> String {
-    let mut page = Page::new("kvmlet", "8", "the node agent for KVM hosts");
+pub(super) fn page(command: &Command, source: &str) -> String {
+    let mut page = Page::new("kvmlet", "8", "the node agent for KVM hosts", source);
     page.section("SYNOPSIS");
     page.entry(["kvmlet serve --config FILE"])
         .entry(["kvmlet serve --simulate"]);

@@ -30,8 +30,9 @@ pub(super) fn write(command: Command, folder: &Path) -> Result<(), Fault> {
 
 /// Each page by the name of its file.
 fn all(command: Command) -> io::Result<Vec<(String, String)>> {
-    let mut pages = client::pages(&command)?;
-    pages.push(("kvmlet.8".into(), daemon::page(&command)));
-    pages.push(("kvmlet.toml.5".into(), configuration::page()));
+    let source = format!("kvmlet {}", command.get_version().unwrap_or_default());
+    let mut pages = client::pages(&command, &source)?;
+    pages.push(("kvmlet.8".into(), daemon::page(&command, &source)));
+    pages.push(("kvmlet.toml.5".into(), configuration::page(&source)));
     Ok(pages)
 }

@@ -8,10 +8,10 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Begins a page: its name, its section, and what it is about in one line.
-    pub(super) fn new(name: &str, section: &str, about: &str) -> Self {
+    /// Begins a page: its name, its section, what it is about in one line, and the
+    /// program and version that it is of.
+    pub(super) fn new(name: &str, section: &str, about: &str, source: &str) -> Self {
         let mut roff = Roff::new();
-        let source = concat!("kvmlet ", env!("KVMLET_VERSION"));
         roff.control("TH", [name, section, "", source, ""]);
         ragged(&mut roff);
         let mut page = Self { roff };

@@ -6,17 +6,14 @@ use super::{stranger, unless_allowed};
 use crate::door::{Door, Peer};
 use crate::grpc::status;
 use crate::model::fault::Fault;
+use crate::pace;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Body as HttpBody, Bytes};
-
-/// How often it is asked whether he still may.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// An answer that goes on.
 pub(super) struct Stream {
@@ -35,7 +32,7 @@ impl Stream {
             door,
             peer,
             rule,
-            again: Box::pin(tokio::time::sleep(AGAIN)),
+            again: Box::pin(tokio::time::sleep(pace::judging())),
             ended: false,
         }
     }
@@ -68,7 +65,7 @@ impl HttpBody for Stream {
                 let last = status::refusal(&fault).into_http::<()>().into_parts().0;
                 return Poll::Ready(Some(Ok(http_body::Frame::trailers(last.headers))));
             }
-            self.again.as_mut().reset(Instant::now() + AGAIN);
+            self.again.as_mut().reset(Instant::now() + pace::judging());
         }
         Pin::new(&mut self.inner).poll_frame(context)
     }

@@ -1,13 +1,12 @@
 //! How long to wait before the next attempt: longer each time, and never the same
-//! for all hosts of a fleet.
+//! for all hosts of a fleet. None is longer than [`pace::receiver`].
 
+use crate::pace;
 use rand::Rng;
 use std::time::Duration;
 
 /// The first wait is at most this.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// And none is longer than this.
-const LONGEST: Duration = Duration::from_secs(30);
 
 /// Doubling waits, of each a random part between half and all.
 #[derive(Debug)]
@@ -25,7 +24,7 @@ impl Backoff {
     /// The time until the next attempt.
     pub fn wait(&mut self) -> Duration {
         let wait = self.next;
-        self.next = (wait * 2).min(LONGEST);
+        self.next = (wait * 2).min(pace::receiver());
         wait.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
@@ -46,9 +45,9 @@ mod tests {
         for _ in 0..12 {
             let wait = backoff.wait();
             assert!(wait >= most / 2 && wait <= most, "{wait:?}");
-            most = (most * 2).min(LONGEST);
+            most = (most * 2).min(pace::receiver());
         }
-        assert_eq!(most, LONGEST);
+        assert_eq!(most, pace::receiver());
         backoff.reset();
         assert!(backoff.wait() <= SHORTEST);
     }

@@ -37,7 +37,7 @@ pub fn start(core: &Arc<Core>, cursors: &HashMap<String, Position>) {
         core.tasks.spawn(run(core.clone(), runner));
     };
     for settings in &core.config.report {
-        let sink = Arc::new(GrpcSink::new(settings));
+        let sink = Arc::new(GrpcSink::new(settings, core.node.version()));
         serve(&settings.name, "grpc", settings.pace, sink);
     }
     for settings in &core.config.nats {

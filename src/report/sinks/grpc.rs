@@ -32,21 +32,23 @@ const PING: Duration = Duration::from_secs(10);
 pub struct GrpcSink {
     endpoints: Vec<String>,
     tls: Option<TlsFiles>,
+    user_agent: String,
 }
 
 impl GrpcSink {
-    /// The one that is configured so.
-    pub fn new(settings: &ReportSettings) -> Self {
+    /// The one that is configured so, told by an agent of this version.
+    pub fn new(settings: &ReportSettings, version: &str) -> Self {
         Self {
             endpoints: settings.endpoints.clone(),
             tls: settings.tls.clone(),
+            user_agent: format!("kvmlet/{version}"),
         }
     }
 
     async fn channel(&self, endpoint: &str) -> Result<Channel, Problem> {
         let mut way = Endpoint::from_shared(endpoint.to_owned())
             .map_err(|error| Problem::from_error("the endpoint", &error))?
-            .user_agent(concat!("kvmlet/", env!("KVMLET_VERSION")))
+            .user_agent(self.user_agent.clone())
             .map_err(|error| Problem::from_error("the endpoint", &error))?
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)

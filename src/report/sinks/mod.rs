@@ -19,6 +19,10 @@ mod flight;
 pub mod grpc;
 mod keeper;
 pub mod message;
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(not(feature = "nats"))]
+#[path = "without_nats.rs"]
 pub mod nats;
 pub mod runner;
 

@@ -11,6 +11,7 @@ use super::keeper::Keeper;
 use super::{Begin, Link, Problem, Sink, Source, Wish};
 use crate::config::Pace;
 use crate::model::event::Position;
+use crate::pace;
 use crate::proto::v1::ResumePoint;
 use crate::service::sinks::Slot;
 use std::sync::Arc;
@@ -23,8 +24,6 @@ use uuid::Uuid;
 const WELCOME: Duration = Duration::from_secs(10);
 /// How long what was sent may be acknowledged when the agent stops.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// A connection that held this long was a good one, also if nothing was sent.
-const HELD: Duration = Duration::from_secs(60);
 
 /// A sink that is to be served.
 pub struct Runner {
@@ -102,7 +101,7 @@ impl Runner {
                 End::Failed(problem)
             }
         };
-        if since.elapsed() > HELD {
+        if since.elapsed() > pace::good_connection() {
             backoff.reset();
         }
         if matches!(end, End::Stopped) {

@@ -6,17 +6,15 @@
 use super::{Feed, RING, lock};
 use crate::model::event::{Change, Event, Filter, Position, What};
 use crate::model::fault::Fault;
+use crate::pace;
 use crate::service::core::Core;
 use crate::service::operations::now;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// How often a reader is told that it has everything.
-const BOOKMARK: Duration = Duration::from_secs(10);
 /// Events that are taken at once.
 const CHUNK: usize = 256;
 
@@ -156,7 +154,7 @@ impl Reader {
 
     /// A bookmark where it stands.
     fn mark(&mut self) -> Item {
-        self.bookmark = Instant::now() + BOOKMARK;
+        self.bookmark = Instant::now() + pace::bookmark();
         Item::Bookmark(Position {
             revision: self.at,
             ..self.core.feed.position()

@@ -8,6 +8,7 @@ use crate::model::ids::ImageId;
 use crate::model::reason::Reason;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::VolumeRef;
+use crate::pace;
 use crate::service::cell::Cell;
 use crate::service::domains;
 use crate::service::gate::Lane;
@@ -24,9 +25,6 @@ use std::time::{Duration, Instant};
 const COPY: Duration = Duration::from_secs(3600);
 /// How long making a volume may take, which writes no data.
 const MAKE: Duration = Duration::from_secs(60);
-/// How long a client that ended suddenly is known to a cluster, and some more: the
-/// default of osd_client_watch_timeout is 30 s.
-const GONE: Duration = Duration::from_secs(40);
 /// How often a volume in use is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -210,7 +208,7 @@ impl Step for MakeVolume {
 /// # Errors
 /// `VOLUME_IN_USE`, and as any call to a pool.
 pub(super) async fn remove_volume(run: &Run, pool: &str, volume: &VolumeRef) -> Result<(), Fault> {
-    let until = Instant::now() + GONE;
+    let until = Instant::now() + pace::dead_client();
     loop {
         let place = volume.clone();
         let removed = run

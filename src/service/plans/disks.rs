@@ -7,6 +7,7 @@ use crate::model::fault::Fault;
 use crate::model::operation::{Intent, RollbackState};
 use crate::model::reason::Reason;
 use crate::model::vm::Vm;
+use crate::pace;
 use crate::service::cell::Cell;
 use crate::service::plan::Run;
 use crate::service::secrets;
@@ -16,9 +17,6 @@ use tokio::time::Instant;
 
 /// How long a QEMU that ends by itself keeps its disks open.
 const ENDING: Duration = Duration::from_secs(2);
-/// How long a QEMU that was killed is known to the cluster as a holder, and some
-/// more: the default of osd_client_watch_timeout is 30 s.
-const KILLED: Duration = Duration::from_secs(40);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Refuses to give a guest power while another client has a disk of its open that is
@@ -92,7 +90,7 @@ async fn patience(run: &Run, cell: &Cell, vm: &Vm) -> Result<Duration, Fault> {
     );
     let undoing = operation.rollback == RollbackState::RollingBack;
     if stopped_first || undoing || run.operation.is_resumed() {
-        return Ok(KILLED);
+        return Ok(pace::dead_client());
     }
     if vm.last_host_id.is_none() {
         // It has never had one.
@@ -104,5 +102,9 @@ async fn patience(run: &Run, cell: &Cell, vm: &Vm) -> Result<Duration, Fault> {
         domain(run, cell).await?.power,
         Power::Off(OffReason::Shutdown | OffReason::Saved)
     );
-    Ok(if ended_by_itself { ENDING } else { KILLED })
+    Ok(if ended_by_itself {
+        ENDING
+    } else {
+        pace::dead_client()
+    })
 }

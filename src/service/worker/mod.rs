@@ -28,14 +28,11 @@ use crate::model::fault::Fault;
 use crate::model::operation::Operation;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
+use crate::pace;
 use serde_json::Value;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-
-/// When a domain is looked at again that could not be looked at.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What reaches a worker through its queue.
 pub enum Incoming {
@@ -167,7 +164,7 @@ impl Worker {
                 // What is not known is shown as last seen, and looked at again.
                 let cell = self.cell.clone();
                 tokio::spawn(async move {
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                    tokio::time::sleep(pace::unseen_vm()).await;
                     cell.touch();
                 });
                 tracing::warn!(vm_id = %id, error = chain(&fault), "a VM could not be looked at");

@@ -14,15 +14,13 @@ use crate::model::bytes::Bytes;
 use crate::model::ids::ImageId;
 use crate::model::image::ImageFormat;
 use crate::model::volume::RbdSource;
+use crate::pace;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a client that ended suddenly is known to a cluster, and some more: the
-/// default of osd_client_watch_timeout is 30 s.
-const GONE: Duration = Duration::from_secs(40);
 /// How often what it had open is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -109,7 +107,7 @@ impl RbdPool {
         temporary: &str,
         task: &Task,
     ) -> Result<bool, StorageError> {
-        let until = Instant::now() + GONE;
+        let until = Instant::now() + pace::dead_client();
         loop {
             match self.discard(temporary) {
                 Err(error) if error.kind() == StorageErrorKind::InUse && Instant::now() < until => {

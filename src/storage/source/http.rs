@@ -78,7 +78,7 @@ fn agent(policy: &SourcePolicy) -> Agent {
     Agent::config_builder()
         .tls_config(tls)
         .proxy(None)
-        .user_agent(concat!("kvmlet/", env!("KVMLET_VERSION")))
+        .user_agent(&policy.user_agent)
         .accept_encoding("identity")
         .http_status_as_error(false)
         .max_redirects(0)

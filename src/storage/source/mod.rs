@@ -83,6 +83,8 @@ pub struct SourcePolicy {
     pub max_virtual_size: Bytes,
     /// How long a server may be silent.
     pub stall_timeout: Duration,
+    /// As what the agent asks web servers.
+    pub user_agent: String,
 }
 
 impl Default for SourcePolicy {
@@ -95,6 +97,7 @@ impl Default for SourcePolicy {
             max_source_size: Bytes::gib(1 << 10),
             max_virtual_size: inspect::DEFAULT_MAX_VIRTUAL_SIZE,
             stall_timeout: Duration::from_secs(30),
+            user_agent: "kvmlet".to_owned(),
         }
     }
 }

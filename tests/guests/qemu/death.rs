@@ -1,7 +1,11 @@
-//! The agent ends, by force or not: what becomes of guests and operations.
+//! The agent ends, by force or not: what its guests notice of it, which is nothing, and
+//! what it knows of them at its next start.
+//!
+//! What becomes of operations is the crash matrix's (`tests/crash`), but for guests that
+//! it does not have: one that is being watched, one that does not obey.
 
-use crate::bench::{Bench, Guest, Host, request};
-use crate::support::api::{force, graceful, id};
+use crate::bench::{Bench, Host, request};
+use crate::support::api::{force, graceful};
 use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
 use nix::sys::signal::{Signal, kill};
@@ -90,83 +94,6 @@ async fn killed_at(host: &mut Host, operation_id: &str, steps: usize) -> Operati
     host.daemon.kill9();
     host.daemon.restart().await;
     host.daemon.api().ended(operation_id).await
-}
-
-pub async fn an_agent_killed_while_it_makes_a_vm_ends_the_operation_later(bench: &Bench) {
-    let mut host = bench.another().await;
-    let image = bench.import(&host, "idle").await;
-    let only_the_image = host.files();
-    for steps in 0..5 {
-        let api = host.daemon.api();
-        let mut wanted = request(&image);
-        wanted.request_id = id();
-        wanted.data_volumes = vec![NewVolume {
-            size_bytes: 1 << 20,
-            ..Default::default()
-        }];
-        let answer = api.vms().create_vm(wanted.clone()).await.unwrap();
-        let operation = killed_at(&mut host, &answer.into_inner().id, steps).await;
-
-        let api = host.daemon.api();
-        let again = api.vms().create_vm(wanted.clone()).await.unwrap();
-        assert_eq!(
-            again.into_inner().id,
-            operation.id,
-            "it is the same request"
-        );
-        let guest = host.guest(wanted.vm_id);
-        assert_eq!(
-            operation.state(),
-            OperationState::Succeeded,
-            "{operation:?}"
-        );
-        guest.has_said(LINE, 1).await;
-        assert_eq!(guest.state().await, VmState::Running);
-        assert_eq!(host.qemus().len(), 1);
-        guest.remove().await;
-        assert_eq!(host.files(), only_the_image, "killed after {steps} steps");
-        assert!(host.qemus().is_empty());
-    }
-}
-
-pub async fn an_agent_killed_while_it_replaces_a_root_ends_the_operation_later(bench: &Bench) {
-    let mut host = bench.another().await;
-    let image = bench.import(&host, "idle").await;
-    let other = bench.import(&host, "idle-too").await;
-    let only_the_images = host.files();
-    let mut guest: Guest = host.create(request(&image)).await;
-    for steps in 0..5 {
-        let wanted = [&other, &image][steps % 2];
-        let old = guest.vm().await.root_volume_id;
-        let replace = ReplaceRootVolumeRequest {
-            vm_id: guest.id.clone(),
-            image_id: wanted.clone(),
-            stop_policy: Some(force()),
-            start_after: true,
-            keep_old_for: Some(prost_types::Duration::default()),
-            ..Default::default()
-        };
-        let lines = guest.says(LINE);
-        let api = host.daemon.api();
-        let answer = api.vms().replace_root_volume(replace).await.unwrap();
-        let operation = killed_at(&mut host, &answer.into_inner().id, steps).await;
-
-        guest = host.guest(guest.id);
-        let vm = guest.vm().await;
-        assert_eq!(
-            operation.state(),
-            OperationState::Succeeded,
-            "{operation:?}"
-        );
-        assert_ne!(vm.root_volume_id, old);
-        assert_eq!(&vm.image_id, wanted);
-        guest.is(VmState::Running, StateReason::Operation).await;
-        guest.has_said(LINE, lines + 1).await;
-        assert_eq!(host.qemus().len(), 1);
-    }
-    guest.remove().await;
-    assert_eq!(host.files(), only_the_images);
-    assert!(host.qemus().is_empty());
 }
 
 pub async fn a_guest_that_runs_on_its_new_root_is_not_stopped_again(bench: &Bench) {

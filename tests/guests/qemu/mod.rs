@@ -1,5 +1,5 @@
 //! The main path of each cell of the state table, guests that obey and guests that
-//! don't, and the agent's death at every moment.
+//! don't, and the agent's death.
 //!
 //! Most tests share one daemon; those that end it have their own.
 
@@ -20,6 +20,7 @@ mod root;
 mod stop;
 
 use crate::bench::Bench;
+use crate::support::timed::trial;
 use libtest_mimic::Trial;
 use nix::unistd::Uid;
 use std::sync::{Arc, OnceLock};
@@ -39,8 +40,6 @@ macro_rules! tests {
 
 /// The longest ones first: they run side by side.
 const TESTS: &[Test] = tests![
-    death::an_agent_killed_while_it_makes_a_vm_ends_the_operation_later,
-    death::an_agent_killed_while_it_replaces_a_root_ends_the_operation_later,
     death::a_guest_that_runs_on_its_new_root_is_not_stopped_again,
     behind::what_is_done_behind_kvmlets_back_is_told_as_it_is,
     causes::each_end_of_a_guest_is_told_with_its_own_cause_behind_libvirt,
@@ -97,10 +96,7 @@ pub fn trials(bench: &Arc<OnceLock<Bench>>) -> Vec<Trial> {
         }
         // A mount namespace and a bridge are root's to make.
         let of_root = name.contains("behind") || name.contains("bridge") || name.contains("vlan");
-        let trial = Trial::test(*name, move || {
-            test(bench.get_or_init(Bench::open));
-            Ok(())
-        });
+        let trial = trial(*name, move || test(bench.get_or_init(Bench::open)));
         Some(trial.with_ignored_flag(of_root && !Uid::effective().is_root()))
     });
     trials.collect()

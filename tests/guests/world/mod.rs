@@ -6,6 +6,7 @@
 mod ask;
 mod death;
 mod host;
+mod many;
 mod outage;
 mod qemu_frozen;
 mod room;
@@ -13,6 +14,7 @@ mod stop;
 mod wire;
 
 use crate::libvirtd::Libvirtd;
+use crate::support::timed::trial;
 use host::World;
 use libtest_mimic::Trial;
 use nix::unistd::Uid;
@@ -35,6 +37,7 @@ macro_rules! tests {
 }
 
 const TESTS: &[Test] = tests![
+    many::libvirtd_is_killed_under_many_vms_and_many_operations,
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
     outage::libvirtd_is_killed_early_in_a_start,
     outage::a_libvirtd_that_hangs_is_away_until_it_answers,
@@ -78,12 +81,11 @@ pub fn trials() -> Vec<Trial> {
     let known: Arc<OnceLock<Known>> = Arc::default();
     let trials = TESTS.iter().map(|(name, test)| {
         let (test, known) = (*test, Arc::clone(&known));
-        let trial = Trial::test(*name, move || {
+        let trial = trial(*name, move || {
             let known = known.get_or_init(Known::new);
             known.runtime.block_on(async {
                 test(World::start(Some(&known.first.known())).await).await;
             });
-            Ok(())
         });
         trial.with_ignored_flag(!Uid::effective().is_root())
     });

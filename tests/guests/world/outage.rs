@@ -205,10 +205,7 @@ pub async fn a_libvirtd_that_comes_back_is_found_and_heard(mut world: World) {
             kill(process, Signal::SIGKILL).unwrap();
         }
         world.libvirtd.restart();
-        let back = Instant::now();
         world.host.daemon.wait_until_serving().await;
-        let took = back.elapsed();
-        assert!(took < Duration::from_secs(3), "not serving after {took:?}");
         assert!(condition(&api).await);
         assert_eq!(api.state(&ending.id).await, VmState::Crashed);
         assert_eq!(api.state(&bystander.guest.id).await, VmState::Running);
@@ -225,7 +222,6 @@ pub async fn a_libvirtd_that_comes_back_is_found_and_heard(mut world: World) {
             .libvirtd
             .by_hand(id, |domain| domain.resume().unwrap());
         bystander.has_not_noticed(&world).await;
-        println!("serving {took:?} after libvirtd answers again");
     }
     ending.remove().await;
     bystander.guest.remove().await;
@@ -388,8 +384,6 @@ pub async fn a_libvirtd_that_hangs_is_away_until_it_answers(mut world: World) {
         .await;
     world.libvirtd.kill9();
     world.libvirtd.restart();
-    let back = Instant::now();
     world.host.daemon.wait_until_serving().await;
-    assert!(back.elapsed() < Duration::from_secs(3));
     bystander.has_not_noticed(&world).await;
 }

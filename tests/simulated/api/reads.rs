@@ -1,14 +1,14 @@
 //! Reading: free of libvirt, and what it says of images, volumes and pools.
 
 use crate::support::api::{Start, force, id, small};
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, Setup};
 use crate::support::refusal::refused;
 use kvmlet::proto::v1::*;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_reads_make_no_libvirt_call() {
-    let daemon = Daemon::simulated().await;
+    let daemon = Daemon::start(Setup::default().at_real_pace()).await;
     let api = daemon.api();
     let vm = api.create(&daemon.image().await, Start::Yes).await;
     let operation = api.all_operations().await[0].id.clone();

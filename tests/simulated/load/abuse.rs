@@ -7,10 +7,12 @@ use futures_util::future::join_all;
 use kvmlet::proto::v1::*;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Mutex;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tonic_types::StatusExt;
 
 /// Longer than any attempt takes before it is ended.
@@ -72,23 +74,24 @@ pub(crate) const ALL: [(Kind, usize); 13] = [
 /// What came of attempts, by their kind.
 pub(crate) type Seen = BTreeMap<(Kind, String), u64>;
 
-/// Goes on until the end. What is at work then is given up, and not told.
-pub(crate) async fn abuse(kind: Kind, caller: Caller, end: Instant) -> Seen {
-    let mut seen = Seen::new();
+/// Goes on until the end, and tells what comes of it. What is at work in the end is
+/// given up, and not told.
+pub(crate) async fn abuse(kind: Kind, caller: Caller, end: &CancellationToken, seen: &Mutex<Seen>) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let api = caller.lazily();
-    while Instant::now() < end {
+    loop {
         ticks.tick().await;
-        let Ok(came) = timeout_at(end, attempt(kind, &caller, &api)).await else {
-            return seen;
+        let came = tokio::select! {
+            () = end.cancelled() => return,
+            came = attempt(kind, &caller, &api) => came,
         };
         let words = came.unwrap_or_else(|_| vec!["closed".to_owned()]);
+        let mut seen = seen.lock().unwrap();
         for word in words {
             *seen.entry((kind, word)).or_default() += 1;
         }
     }
-    seen
 }
 
 async fn attempt(kind: Kind, caller: &Caller, api: &Api) -> io::Result<Vec<String>> {
@@ -172,7 +175,7 @@ async fn frames(kind: Kind, raw: &mut Raw) -> io::Result<Vec<String>> {
             raw.half(1).await?;
             let begun = Instant::now();
             // The refusal comes meanwhile; what goes on is not read.
-            while begun.elapsed() < Duration::from_secs(25) {
+            while begun.elapsed() < PATIENCE {
                 raw.send(&raw::frame(raw::DATA, 0, 1, &[0])).await?;
                 if raw.answered(1, Duration::from_millis(200)).await == 1 {
                     return Ok(vec!["refused".to_owned()]);

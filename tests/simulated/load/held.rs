@@ -7,14 +7,15 @@ use crate::load::figures::{descriptors, latency, memory};
 use crate::load::place::Place;
 use crate::support::api::{Api, Start};
 use crate::support::daemon::Setup;
-use crate::support::{PATIENCE, until};
+use crate::support::{PATIENCE, thorough, until};
+use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 const VMS: usize = 50;
 const VIEWERS: usize = 10;
@@ -23,8 +24,10 @@ const OPERATORS: usize = 5;
 const CONNECTIONS: usize = 450;
 const WATCHERS: usize = 10;
 const CALLS_A_SECOND: u32 = 200;
-const BEFORE: Duration = Duration::from_secs(10);
-const LASTS: Duration = Duration::from_secs(30);
+/// How long all call at a time. With those who abuse it, so often that each of those has
+/// met an end of it.
+const LASTS: Duration = Duration::from_secs(5);
+const MOST_ROUNDS: u32 = 30;
 /// What it may take more under abuse than with the connections alone, in MiB.
 const MORE_MEMORY: u64 = 256;
 
@@ -68,9 +71,14 @@ async fn connected(place: &Place, known: &Known) -> Vec<Member> {
     members.buffer_unordered(16).collect().await
 }
 
+/// How many rounds there are at least.
+fn rounds() -> u32 {
+    if thorough() { 6 } else { 2 }
+}
+
 /// Those who abuse it, at once, until the end. On a thread of their own: what holds
 /// up the others is to be the daemon, and not the test.
-fn abused(place: &Place, end: Instant) -> JoinHandle<Seen> {
+fn abused(place: &Place, end: CancellationToken, seen: Arc<Mutex<Seen>>) -> JoinHandle<()> {
     let mut abusers = Vec::new();
     for (kind, many) in abuse::ALL {
         let role = match kind {
@@ -84,17 +92,10 @@ fn abused(place: &Place, end: Instant) -> JoinHandle<Seen> {
     }
     thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let abusers: JoinSet<Seen> = abusers
-                .into_iter()
-                .map(|(kind, caller)| abuse::abuse(kind, caller, end))
-                .collect();
-            let mut seen = Seen::new();
-            for (what, count) in abusers.join_all().await.into_iter().flatten() {
-                *seen.entry(what).or_default() += count;
-            }
-            seen
-        })
+        let abusers = abusers
+            .into_iter()
+            .map(|(kind, caller)| abuse::abuse(kind, caller, &end, &seen));
+        runtime.block_on(join_all(abusers));
     })
 }
 
@@ -127,24 +128,37 @@ async fn five_hundred_connections_and_fifty_abusers_bring_no_error_to_the_others
         .await;
     let (connected, _) = memory(&place.daemon);
 
-    let quiet = callers::all_call(&members, &known, CALLS_A_SECOND, BEFORE).await;
+    let quiet = callers::all_call(&members, &known, CALLS_A_SECOND, LASTS).await;
     assert!(quiet.errors.is_empty(), "{:?}", quiet.errors);
-    told("without abusers", quiet, BEFORE);
+    told("without abusers", quiet, LASTS);
     let (called, _) = memory(&place.daemon);
 
-    let abusers = abused(&place, Instant::now() + LASTS);
-    let loaded = callers::all_call(&members, &known, CALLS_A_SECOND, LASTS).await;
-    assert!(loaded.errors.is_empty(), "{:?}", loaded.errors);
-    told("with abusers", loaded, LASTS);
-    let seen = abusers.join().unwrap();
+    let (end, seen) = (CancellationToken::new(), Arc::new(Mutex::new(Seen::new())));
+    let abusers = abused(&place, end.clone(), seen.clone());
+    for round in 1.. {
+        let loaded = callers::all_call(&members, &known, CALLS_A_SECOND, LASTS).await;
+        assert!(loaded.errors.is_empty(), "{:?}", loaded.errors);
+        told("with abusers", loaded, LASTS);
+        let page = place.page().await;
+        let refused = page.refused("TOO_MANY_CALLS") > 0.0 && page.closed("unread") > 0.0;
+        let not_met = not_met(&seen.lock().unwrap());
+        if round >= rounds() && refused && not_met.is_empty() {
+            break;
+        }
+        assert!(
+            round < MOST_ROUNDS,
+            "not refused: {not_met:?}, the daemon has: {:?}",
+            page.refusals()
+        );
+    }
+    end.cancel();
+    abusers.join().unwrap();
     assert!(watches.try_join_next().is_none(), "a watcher was cut off");
-    let page = place.page().await;
     let (_, most) = memory(&place.daemon);
+    let seen = seen.lock().unwrap().clone();
     eprintln!("abusers saw: {seen:?}");
-    eprintln!("the daemon refused: {:?}", page.refusals());
-    all_were_refused(&seen);
-    assert!(page.refused("TOO_MANY_CALLS") > 0.0);
-    assert!(page.closed("unread") > 0.0);
+    let kept = seen.keys().find(|(_, word)| word == "not refused");
+    assert_eq!(kept, None);
 
     watches.shutdown().await;
     drop(members);
@@ -169,9 +183,9 @@ async fn five_hundred_connections_and_fifty_abusers_bring_no_error_to_the_others
     assert_eq!(still_works(&place.daemon.api()).await, VMS);
 }
 
-/// Everyone who abused it has met an end of it.
-fn all_were_refused(seen: &Seen) {
-    for (kind, _) in abuse::ALL {
+/// Those who abuse it and have not met an end of it.
+fn not_met(seen: &Seen) -> Vec<Kind> {
+    let met = |kind: Kind| {
         let words = match kind {
             // What is within the limits is done; that they were met, the page tells.
             Kind::Flood => "answered",
@@ -179,7 +193,7 @@ fn all_were_refused(seen: &Seen) {
             Kind::Large => "REQUEST_TOO_LARGE",
             Kind::Slow => "refused",
             // It does not look; that it was closed, the page tells.
-            Kind::Deaf => continue,
+            Kind::Deaf => return true,
             Kind::HalfOpen
             | Kind::OldProtocol
             | Kind::NoWindow
@@ -189,13 +203,10 @@ fn all_were_refused(seen: &Seen) {
             | Kind::Reconnect
             | Kind::Garbage => "closed",
         };
-        assert!(
-            seen.contains_key(&(kind, words.to_owned())),
-            "{kind:?}: {seen:?}"
-        );
-    }
-    let kept = seen.keys().find(|(_, word)| word == "not refused");
-    assert_eq!(kept, None);
+        seen.contains_key(&(kind, words.to_owned()))
+    };
+    let kinds = abuse::ALL.into_iter().map(|(kind, _)| kind);
+    kinds.filter(|kind| !met(*kind)).collect()
 }
 
 async fn still_works(api: &Api) -> usize {

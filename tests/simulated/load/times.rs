@@ -102,10 +102,11 @@ async fn who_does_not_take_what_the_kernel_holds_for_him_is_cut_off() {
         }
     }
     let page = place
-        .page_with("its end", |page| page.connections() == before)
+        .page_with("its end, and that of its calls", |page| {
+            page.connections() == before && page.at_work() == 0.0
+        })
         .await;
     assert!(page.closed("unread") >= 1.0, "{page:?}");
-    assert_eq!(page.at_work(), 0.0);
     place.serves().await;
 }
 

@@ -197,13 +197,12 @@ async fn timeouts_are_not_the_clocks_and_times_are() {
         let mut operations = api.operations();
         let waiting = operations.wait_operation(wait);
         place.set(offset);
-        let told = waiting.await.unwrap().into_inner();
+        // By the clock that is set, it would be over at once, or in ten years.
+        let told = tokio::time::timeout(PATIENCE, waiting).await;
+        let told = told.expect("an answer").unwrap().into_inner();
         assert_eq!(told.state(), OperationState::Running);
         let took = begin.elapsed();
-        assert!(
-            took >= Duration::from_secs(2) && took < Duration::from_secs(30),
-            "{took:?}"
-        );
+        assert!(took >= Duration::from_secs(2), "{took:?}");
     }
     // It ends ten years before it began, and all is well.
     fs::remove_file(place.held()).unwrap();

@@ -12,7 +12,7 @@ use kvmlet::proto::v1::*;
 async fn half_undone(point: &str) -> (Daemon, Vm, Vm, Operation) {
     let setup = Setup {
         environment: vec![("FAILPOINTS".to_owned(), format!("{point}=1*return(fail)"))],
-        ..Setup::default()
+        ..Setup::default().at_real_pace()
     };
     let daemon = Daemon::start(setup).await;
     let api = daemon.api();

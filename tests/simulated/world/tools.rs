@@ -13,7 +13,7 @@ use nix::unistd::Uid;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const SCRIPT: &str = r#"#!/bin/sh
@@ -117,11 +117,10 @@ async fn cancel(api: &Api, operation_id: &str) -> Operation {
     let request = CancelOperationRequest {
         operation_id: operation_id.to_owned(),
     };
-    let begin = Instant::now();
     api.operations().cancel_operation(request).await.unwrap();
+    // Past its deadline, it would not end as cancelled.
     let ended = api.ended(operation_id).await;
-    // Its deadline would be a minute.
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert_eq!(ended.state(), OperationState::Cancelled, "{ended:?}");
     ended
 }
 
