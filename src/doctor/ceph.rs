@@ -17,7 +17,7 @@ use uuid::Uuid;
 const CONNECT: Duration = Duration::from_secs(3);
 /// The ports of monitors that name none, the newer protocol's first.
 const PORTS: [u16; 2] = [3300, 6789];
-const TOOLS: [&str; 5] = ["rbd", "rados", "ceph", "ceph-conf", "ceph-authtool"];
+const TOOLS: [&str; 4] = ["rbd", "ceph", "ceph-conf", "ceph-authtool"];
 /// QEMU's driver where it is built as a module.
 const MODULES: &str = "/usr/lib*/**/block-rbd.so";
 
@@ -42,7 +42,7 @@ pub(super) fn look(host: &Host, pool: &PoolSettings, notes: &Notes) {
         );
         return;
     }
-    notes.ok(Check::CephTools, name, "rbd, rados and ceph are installed");
+    notes.ok(Check::CephTools, name, "rbd and ceph are installed");
     let readable = conf(host, name, rbd, notes) & keyring(host, name, rbd, notes);
     // Its id only names what it is making, and it makes nothing.
     let cluster = rbd_pool(pool, rbd, Uuid::nil());

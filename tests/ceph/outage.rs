@@ -143,6 +143,16 @@ impl Host {
         api.remove(&vm_id).await;
     }
 
+    /// It was looked for once more, when nobody else asked, and did not answer.
+    async fn is_looked_for_in_vain(&self) {
+        let failed = || self.daemon.log().matches("pool call failed").count();
+        let before = failed();
+        until("a look in vain", PATIENCE, async || {
+            (failed() > before).then_some(())
+        })
+        .await;
+    }
+
     async fn is_ready(&self) -> Option<()> {
         let condition = self.daemon.api().condition("ceph").await;
         condition.status.then_some(())
@@ -240,6 +250,7 @@ async fn something_hangs(part: Part) {
     }
     Host::all_refused(asked, Code::Unavailable, "POOL_AWAY").await;
     assert_eq!(api.state(&host.running.id).await, VmState::Stopped);
+    host.is_looked_for_in_vain().await;
     host.is_not_ready("does not answer").await;
     // It stays so, and who asks now is told at once.
     host.a_vm_on_files_lives().await;

@@ -18,7 +18,7 @@ use std::fmt;
 const ONE_IN: u32 = 12;
 
 /// The steps that make or remove something in a cluster.
-const IN_CLUSTER: [&str; 4] = [
+const IN_CLUSTER: &[&str] = &[
     "make-volume",
     "remove-volume",
     "convert-image",
@@ -112,6 +112,15 @@ impl Depth {
     pub fn counts(self, place: &Place) -> bool {
         let point = &place.point;
         self == Self::Every || !(point.ends_with(".before") || point.ends_with(".undo"))
+    }
+
+    /// Whether it is killed there in a chain, too: on a cluster in the steps that make
+    /// or remove something there, because each start asks it for much.
+    pub fn chains(self, place: &Place) -> bool {
+        let mut parts = place.point.split('.');
+        let in_cluster = parts.next() == Some("pool")
+            || parts.next().is_some_and(|step| IN_CLUSTER.contains(&step));
+        self.counts(place) && (self != Self::Cluster || in_cluster)
     }
 }
 

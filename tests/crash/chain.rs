@@ -7,7 +7,7 @@ use super::case::last_undone;
 use super::expected::{self, End};
 use super::matrix::Matrix;
 use super::scenario::Prepared;
-use super::walk::armed;
+use super::walk::{Stop, Undo, armed};
 use crate::support::PATIENCE;
 use kvmlet::proto::v1::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,9 @@ impl Matrix<'_> {
     /// Kills the agent at each point of the way in turn. A resumed plan skips what is
     /// done, and with it points that lie in it; all others must have been reached.
     pub(super) async fn chain_of_kills(&mut self) {
+        if self.to_come(0, &BTreeMap::new()).is_empty() {
+            return;
+        }
         let prepared = self.scenario.prepare(self.stage).await;
         let before = self.before(&prepared).await;
         let mut killed_at = BTreeSet::new();
@@ -38,7 +41,7 @@ impl Matrix<'_> {
             .enumerate()
             .filter(|(index, stop)| {
                 let in_step = stop.step.is_some() && !stop.place.point.ends_with(".before");
-                self.depth.counts(&stop.place) && !in_step && !killed_at.contains(index)
+                self.depth.chains(&stop.place) && !in_step && !killed_at.contains(index)
             })
             .map(|(_, stop)| format!("the agent was not killed at {}", stop.place))
             .collect();
@@ -91,10 +94,10 @@ impl Matrix<'_> {
     /// Arms all points that are still to come, each of which kills.
     fn to_come(&self, next: usize, passes: &BTreeMap<String, usize>) -> Vec<String> {
         let stops = &self.walk.stops;
-        let counts = |stop: &&super::walk::Stop| self.depth.counts(&stop.place);
+        let chains = |stop: &&Stop| self.depth.chains(&stop.place);
         let mut points: Vec<String> = Vec::new();
         let mut seen = BTreeSet::new();
-        for stop in stops[next..].iter().filter(counts) {
+        for stop in stops[next..].iter().filter(chains) {
             let place = &stop.place;
             if !seen.insert(&place.point) {
                 continue;
@@ -116,22 +119,30 @@ impl Matrix<'_> {
         let Some(step) = last_undone(self.scenario, &self.walk) else {
             return;
         };
+        let mut points = self.walk.undoing(step);
+        points.retain(|undo| self.depth.chains(&undo.place));
+        if points.is_empty() {
+            return;
+        }
         let prepared = self.scenario.prepare(self.stage).await;
         let before = self.before(&prepared).await;
-        let ran = self.undoings(&prepared, step).await;
+        let ran = self.undoings(&prepared, step, &points).await;
         let name = "failed, and killed at all points of undoing in turn";
         let wrong = self.judge(End::Undone, &prepared, &before, ran).await;
         self.tell(name, wrong);
         self.tidy(&prepared).await;
     }
 
-    async fn undoings(&mut self, prepared: &Prepared, step: usize) -> Result<Operation, String> {
+    async fn undoings(
+        &mut self,
+        prepared: &Prepared,
+        step: usize,
+        points: &[Undo],
+    ) -> Result<Operation, String> {
         let fails = self.walk.steps[step].after.clone();
         let fails = fails.expect("it has work to do").arm("fail");
         let again = self.walk.undoing_again();
         let mut answered = None;
-        let mut points = self.walk.undoing(step);
-        points.retain(|undo| self.depth.counts(&undo.place));
         for (process, undo) in points.iter().enumerate() {
             if process == 0 {
                 self.stage.arm(&[fails.clone(), undo.place.arm("kill")]);

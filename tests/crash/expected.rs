@@ -48,16 +48,6 @@ pub fn end(scenario: Scenario, walk: &Walk, case: &Case) -> End {
     }
 }
 
-/// The fault that a case shows which is not mended yet: it does not end as it must.
-pub fn known_fault(scenario: Scenario, case: &Case) -> Option<&'static str> {
-    let Case::Doubted { at, .. } = case else {
-        return None;
-    };
-    // What it has fetched is locked, so that fetching it again finds it busy.
-    let fetched = scenario == Scenario::Import && at.point.ends_with(".fetch-source.after");
-    fetched.then_some("import-locks-itself-out-when-it-fetches-again")
-}
-
 /// How an operation ends whose agent was killed there, once or after other kills.
 pub fn killed(scenario: Scenario, walk: &Walk, at: &Place) -> End {
     if is_repeatable(scenario) {

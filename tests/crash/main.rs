@@ -51,6 +51,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 use support::ceph::Cluster;
+use support::timed::trial;
 use support::{known, thorough};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -98,10 +99,19 @@ fn main() -> ExitCode {
         let thread = std::thread::spawn(|| block_on(learn()));
         thread.join().expect("QEMU can be looked at")
     }));
-    // The longest first: they run side by side.
-    let mut trials = on_ceph(&total, &cluster, seed);
+    // The longest first: they run side by side. Those with QEMU wait more than they
+    // compute, so that they are put between those on Ceph.
+    let mut on_ceph = on_ceph(&total, &cluster, seed).into_iter();
+    let mut on_qemu = on_qemu(&total, &learnt, seed).into_iter();
+    let mut trials = Vec::new();
+    loop {
+        let pair = [on_ceph.next(), on_qemu.next()];
+        if pair.iter().all(Option::is_none) {
+            break;
+        }
+        trials.extend(pair.into_iter().flatten());
+    }
     trials.extend(of_sequences(&learnt, seed));
-    trials.extend(on_qemu(&total, &learnt, seed));
     trials.extend(simulated(&total, seed));
     let conclusion = libtest_mimic::run(&arguments, trials);
     let total = total.lock().unwrap();
@@ -119,12 +129,6 @@ fn main() -> ExitCode {
 }
 
 fn simulated(total: &Total, seed: u64) -> Vec<Trial> {
-    let all = Scenario::ALL.iter().map(|scenario| {
-        matrix(total, "simulated", *scenario, seed, async move |random| {
-            let mut stage = Stage::simulated().await;
-            Matrix::run(&mut stage, *scenario, Depth::Every, random).await
-        })
-    });
     let stopped = STOPPED.iter().map(|scenario| {
         let place = "simulated::stopped_while_it_is_undone";
         matrix(total, place, *scenario, seed, async move |_| {
@@ -132,7 +136,13 @@ fn simulated(total: &Total, seed: u64) -> Vec<Trial> {
             Matrix::run_stops(&mut stage, *scenario).await
         })
     });
-    all.chain(stopped).collect()
+    let all = Scenario::ALL.iter().map(|scenario| {
+        matrix(total, "simulated", *scenario, seed, async move |random| {
+            let mut stage = Stage::simulated().await;
+            Matrix::run(&mut stage, *scenario, Depth::Every, random).await
+        })
+    });
+    stopped.chain(all).collect()
 }
 
 fn on_ceph(total: &Total, cluster: &Lazy<Cluster>, seed: u64) -> Vec<Trial> {
@@ -149,23 +159,21 @@ fn on_ceph(total: &Total, cluster: &Lazy<Cluster>, seed: u64) -> Vec<Trial> {
     for (work, number) in writers::Work::ALL.into_iter().zip(&mut numbers) {
         let cluster = Arc::clone(cluster);
         let name = format!("ceph::writer_killed_with_the_agent::{work:?}");
-        trials.push(Trial::test(name, move || {
+        trials.push(trial(name, move || {
             block_on(async {
                 let mut stage = Stage::ceph(&cluster, number).await;
                 writers::killed_with_the_agent(&mut stage, &cluster, work).await;
             });
-            Ok(())
         }));
     }
     let (number, cluster) = (numbers.start, Arc::clone(cluster));
     let name = "ceph::stopped_while_a_volume_in_use_is_undone";
-    trials.push(Trial::test(name, move || {
+    trials.push(trial(name, move || {
         block_on(async {
             let mut stage = Stage::ceph(&cluster, number).await;
             let shows = stopped::while_a_volume_is_in_use(&mut stage, &cluster);
             known::fault("undo-cut-off-by-a-stop", shows).await;
         });
-        Ok(())
     }));
     trials
 }
@@ -185,20 +193,16 @@ fn of_sequences(learnt: &Lazy<TempDir>, seed: u64) -> Vec<Trial> {
     let (parts, size) = if thorough() { ALL_SEQUENCES } else { SEQUENCES };
     let mut trials = Vec::new();
     for part in 0..parts {
-        trials.push(Trial::test(
-            format!("sequences::simulated_{part}"),
-            move || {
-                let tally = block_on(async {
-                    let mut stage = Stage::simulated().await;
-                    sequences::run(&mut stage, size, seed + part as u64).await
-                });
-                assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
-                Ok(())
-            },
-        ));
+        trials.push(trial(format!("sequences::simulated_{part}"), move || {
+            let tally = block_on(async {
+                let mut stage = Stage::simulated().await;
+                sequences::run(&mut stage, size, seed + part as u64).await
+            });
+            assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
+        }));
     }
     let learnt = Arc::clone(learnt);
-    trials.push(Trial::test("load::qemu", move || {
+    trials.push(trial("load::qemu", move || {
         let tally = block_on(async {
             let mut stage = Stage::qemu(Some(learnt.path())).await;
             let size = Size {
@@ -209,7 +213,6 @@ fn of_sequences(learnt: &Lazy<TempDir>, seed: u64) -> Vec<Trial> {
             sequences::run(&mut stage, size, seed).await
         });
         assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n\n"));
-        Ok(())
     }));
     trials
 }
@@ -224,7 +227,7 @@ fn matrix(
 ) -> Trial {
     let name = format!("{place}::{scenario:?}");
     let total = Arc::clone(total);
-    Trial::test(name.clone(), move || {
+    trial(name.clone(), move || {
         let begun = Instant::now();
         let own = name.bytes().fold(seed, |sum, byte| {
             sum.wrapping_mul(31).wrapping_add(u64::from(byte))
@@ -232,7 +235,6 @@ fn matrix(
         let tally = block_on(work(&mut StdRng::seed_from_u64(own)));
         println!("{}, {} s", line(&name, &tally), begun.elapsed().as_secs());
         add(&total, tally);
-        Ok(())
     })
 }
 

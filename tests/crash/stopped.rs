@@ -9,12 +9,13 @@ use super::stage::Stage;
 use crate::support::PATIENCE;
 use crate::support::ceph::Cluster;
 use crate::support::invariants::violations;
+use crate::support::refusal::Refusal;
 use crate::support::until;
 use kvmlet::proto::v1::*;
 
 /// The volume is made, its step fails, another client has it open, and the agent is
 /// asked to stop when it is about to remove it. Once the client has gone and the agent
-/// is started again, nothing may be left. An error tells how it ended instead.
+/// is started again, nothing may be left. An error tells that the undoing was given up.
 pub async fn while_a_volume_is_in_use(stage: &mut Stage, cluster: &Cluster) -> Result<(), String> {
     let prepared = Scenario::Create.prepare(stage).await;
     let before = stage.see().await;
@@ -51,14 +52,14 @@ pub async fn while_a_volume_is_in_use(stage: &mut Stage, cluster: &Cluster) -> R
     stage.daemon.restart().await;
     stage.cluster_answers().await;
     let operation = stage.api().ended(&asked.into_inner().id).await;
-    let told = (operation.state(), operation.rollback_state());
-    if told != (OperationState::Failed, RollbackState::Done) {
-        return Err(format!("it ended {told:?}: {:?}", operation.error));
+    let error = operation.error.as_ref().map(Refusal::from);
+    let error = error.expect("a step has failed");
+    assert_eq!(error.reason, "INTERNAL", "{operation:?}");
+    if operation.rollback_state() == RollbackState::Failed {
+        assert_eq!(error.metadata["not_undone"], "make-volume");
+        return Err("make-volume is not undone, and it will not be tried again".to_owned());
     }
-    let wrong = violations(&stage.see().await);
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        Err(wrong.join("\n"))
-    }
+    assert_eq!(operation.rollback_state(), RollbackState::Done);
+    assert_eq!(violations(&stage.see().await), Vec::<String>::new());
+    Ok(())
 }

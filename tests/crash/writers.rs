@@ -10,7 +10,6 @@ use super::stage::Stage;
 use crate::support::PATIENCE;
 use crate::support::ceph::Cluster;
 use crate::support::invariants::{violations, violations_between};
-use crate::support::refusal::Refusal;
 use kvmlet::proto::v1::OperationState;
 
 /// What the tool was at when it was killed.
@@ -69,13 +68,7 @@ pub async fn killed_with_the_agent(stage: &mut Stage, cluster: &Cluster, work: W
     stage.daemon.restart().await;
     let api = stage.api();
     let again = prepared.ask.send(&api).await.expect("a repeat is answered");
-    let mut operation = api.ended(&again.into_inner().id).await;
-    let error = operation.error.as_ref().map(Refusal::from);
-    if error.is_some_and(|error| error.reason == "POOL_AWAY") {
-        // The cluster did not answer soon enough after the start.
-        stage.cluster_answers().await;
-        operation = stage.succeeds(&prepared.ask.anew()).await;
-    }
+    let operation = api.ended(&again.into_inner().id).await;
     assert_eq!(
         operation.state(),
         OperationState::Succeeded,

@@ -80,6 +80,13 @@ struct FetchSource {
     fetched: Arc<Mutex<Option<CheckedSource>>>,
 }
 
+impl FetchSource {
+    fn let_go(&self) {
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(fetched.take());
+    }
+}
+
 #[async_trait]
 impl Step for FetchSource {
     fn name(&self) -> &'static str {
@@ -121,6 +128,8 @@ impl Step for FetchSource {
             sha256: self.import.sha256.clone(),
         };
         let policy = self.policy.clone();
+        // What a try before this one has fetched is locked, and would be in its way.
+        self.let_go();
         // A pool that another process holds is not downloaded into.
         run.core
             .pools
@@ -150,12 +159,7 @@ impl Step for FetchSource {
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        drop(
-            self.fetched
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
+        self.let_go();
         drop_source(run, &self.image).await?;
         Ok(Undone::Nothing)
     }

@@ -191,14 +191,13 @@ impl Cluster {
             return Ok(known);
         }
         let task = Task::within(QUICK);
-        // It tells by its exit code why the cluster can't be asked; `ceph` does not.
-        self.tool("rados", &["lspools"], &task)?;
         let ceph = |command: &[&str]| {
             let mut arguments = words(&["--connect-timeout", CONNECT, "--format", "json"]);
             arguments.extend(self.identity()?);
             arguments.extend(words(command));
             let finished = run("ceph", &arguments, None, &task, |_| ())?;
             match finished.status.code() {
+                // A user who is refused is told with an errno.
                 Some(1) => Err(StorageError::new(
                     StorageErrorKind::Away,
                     format!("ceph {}: {}", command.join(" "), finished.stderr),
@@ -225,27 +224,16 @@ impl Cluster {
             .map(|(_, state)| state.clone())
     }
 
-    /// Tells whether the cluster has a pool of this name, asking it.
+    /// Tells whether the cluster has a pool of this name, asking it and the pool's OSDs:
+    /// by one object, in which its namespaces are. (Not with `rados`, which ends with 1
+    /// whatever has happened, as if the user were refused.)
     pub(super) fn has_pool(&self, name: &str) -> Result<bool, StorageError> {
-        let pools = self.tool("rados", &["lspools"], &Task::within(QUICK))?;
-        Ok(String::from_utf8_lossy(&pools)
-            .lines()
-            .any(|line| line == name))
-    }
-
-    /// Proves that a pool's OSDs answer: by one object of it, which `rbd pool init`
-    /// makes. That it is not there is an answer, too.
-    pub(super) fn reach(&self, pool: &str) -> Result<(), StorageError> {
-        let stat = ["--pool", pool, "stat", "rbd_info"];
-        match self.tool("rados", &stat, &Task::within(QUICK)) {
-            Err(error) if error.kind() != StorageErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        let list = ["namespace", "ls", "--pool", name];
+        match self.rbd(&list, &Task::within(QUICK)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == StorageErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
-    }
-
-    /// Runs `rbd` with these words.
-    pub(super) fn rbd(&self, arguments: &[&str], task: &Task) -> Result<Vec<u8>, StorageError> {
-        self.tool("rbd", arguments, task)
     }
 
     /// Runs `rbd` and reads what it prints as JSON; `None` if what was asked about
@@ -277,7 +265,8 @@ impl Cluster {
         ))
     }
 
-    fn tool(&self, tool: &str, words_: &[&str], task: &Task) -> Result<Vec<u8>, StorageError> {
+    /// Runs `rbd` with these words.
+    pub(super) fn rbd(&self, words_: &[&str], task: &Task) -> Result<Vec<u8>, StorageError> {
         let mut arguments = self.identity()?;
         arguments.extend(words(&[
             "--client-mount-timeout",
@@ -288,8 +277,8 @@ impl Cluster {
             ANSWER,
         ]));
         arguments.extend(words(words_));
-        let finished = run(tool, &arguments, None, task, |_| ())?;
-        done(finished, &format!("{tool} {}", words_.join(" ")))
+        let finished = run("rbd", &arguments, None, task, |_| ())?;
+        done(finished, &format!("rbd {}", words_.join(" ")))
     }
 
     /// Who asks, and whom.

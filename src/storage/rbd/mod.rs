@@ -142,7 +142,7 @@ impl RbdPool {
                 ));
             }
             // The monitors answer for OSDs that hang.
-            self.cluster.reach(name)?;
+            self.cluster.needs_pool(name)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 use crate::support::api::{Api, Start, id};
 use crate::support::daemon::Daemon;
 use crate::support::refusal::Refusal;
+use crate::support::thorough;
 use kvmlet::proto::v1::*;
 use prost::Message;
 use prost::bytes::{Buf, BufMut};
@@ -21,8 +22,8 @@ use std::time::Duration;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 
-/// Messages for each call.
-const MESSAGES: u32 = 200;
+/// Messages for each call; four times as many in a thorough run.
+const MESSAGES: u32 = 50;
 
 /// How long a stream that was opened is listened to.
 const LISTEN: Duration = Duration::from_millis(20);
@@ -231,7 +232,8 @@ async fn whatever_is_sent_is_answered_in_the_words_of_the_contract() {
     assert!(calls.len() > 30, "{}", calls.len());
     let (mut taken, mut refused) = (0, 0);
     // Each call in its turn, so that what one changes the next ones meet.
-    for _ in 0..MESSAGES {
+    let messages = if thorough() { 4 * MESSAGES } else { MESSAGES };
+    for _ in 0..messages {
         for call in &calls {
             let bytes = maker.request(&call.input());
             let Err(status) = send(&api, call, bytes.clone()).await else {
