@@ -60,10 +60,10 @@ pub fn unread_pools() -> Duration {
 }
 
 /// How long a client that ended suddenly is waited for to be forgotten by its cluster:
-/// the default of `osd_client_watch_timeout`, and 10 s more for a cluster that is slow,
-/// which no factor makes quicker.
+/// the default of `osd_client_watch_timeout`, 30 s, and some more for a cluster that is
+/// slow. No factor makes it less than half of that: no cluster is quick when it is busy.
 pub fn dead_client() -> Duration {
-    paced(seconds(30)) + seconds(10)
+    paced(seconds(40)).max(seconds(20))
 }
 
 /// How often a reader of events is told that it has everything, so that one whose

@@ -12,10 +12,16 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 
 /// Metrics are for the owner and the group of their socket.
 const METRICS_MODE: u32 = 0o660;
+
+/// How often it is looked whether a daemon answers on a socket that is there, and after
+/// which pause.
+const LOOKS: u32 = 10;
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The doors that are open.
 pub(super) struct Doors {
@@ -135,13 +141,17 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             "is there and is no socket",
         ));
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "another daemon answers there",
-        )),
-        Err(_) => fs::remove_file(path),
+    // A tool that a killed daemon was about to start has its socket for a moment more.
+    for _ in 0..LOOKS {
+        if UnixStream::connect(path).is_err() {
+            return fs::remove_file(path);
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        "another daemon answers there",
+    ))
 }
 
 /// Makes a folder that QEMU's user can pass through, whatever the umask; one that is

@@ -71,7 +71,8 @@ async fn a_volume_that_another_client_has_open_is_not_expunged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_closes_it_meanwhile_does_not_keep_a_volume_from_being_expunged() {
-    a_killed_client_is_waited_for(shared(), host(shared()).await).await;
+    let daemon = started(setup(shared()).at_real_pace()).await;
+    a_killed_client_is_waited_for(shared(), daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+/// How often the end of an operation is waited for, a minute each.
+const WAITS: u32 = 4;
+
 /// An answer's size that no test reaches.
 const LARGEST: usize = 64 << 20;
 
@@ -82,13 +85,17 @@ impl Api {
                 nanos: 0,
             }),
         };
-        let answer = self.operations().wait_operation(request).await;
-        let operation = answer.expect("an operation can be waited for").into_inner();
-        assert!(
-            operation.state >= OperationState::Succeeded as i32,
-            "an operation does not end: {operation:?}"
-        );
-        operation
+        let mut last = None;
+        // Some wait for guests to boot, on a machine that does much else.
+        for _ in 0..WAITS {
+            let answer = self.operations().wait_operation(request.clone()).await;
+            let operation = answer.expect("an operation can be waited for").into_inner();
+            if operation.state >= OperationState::Succeeded as i32 {
+                return operation;
+            }
+            last = Some(operation);
+        }
+        panic!("an operation does not end: {last:?}");
     }
 
     /// What came of a mutation: its operation if it succeeded, else why not.

@@ -122,14 +122,19 @@ async fn shown(host: &Host) -> Picture {
 
 /// Waits until the receiver's picture of both is theirs.
 async fn same(book: &Book, one: &Host, two: &Host) {
-    until("the receiver's picture", AGAIN, async || {
-        for host in [one, two] {
-            let shown = shown(host).await;
-            if shown.is_empty() || picture(book, host) != shown {
-                return None;
+    let deadline = Instant::now() + AGAIN;
+    for host in [one, two] {
+        loop {
+            let (known, shown) = (picture(book, host), shown(host).await);
+            if !shown.is_empty() && known == shown {
+                break;
             }
+            assert!(
+                Instant::now() < deadline,
+                "of {}, the receiver has\n{known:#?}\nand it shows\n{shown:#?}",
+                host.name
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Some(())
-    })
-    .await;
+    }
 }

@@ -1,9 +1,11 @@
 //! WatchEvents: nothing missing, nothing twice, whatever is restarted.
 
+use crate::api::host::Host;
 use crate::support::api::{Api, Start, force, id, small};
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::refusal::refused;
 use crate::support::watch::Watcher;
+use kvmlet::model::lifecycle::Resting;
 use kvmlet::proto::v1::watch_events_response::Event;
 use kvmlet::proto::v1::*;
 use std::collections::HashMap;
@@ -153,6 +155,31 @@ async fn a_watcher_goes_on_where_it_was_after_the_agent_was_killed() {
         (cause.kind(), cause.detail()),
         (CauseKind::Host, CauseDetail::Undefine)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_starts_again_tells_nothing_twice() {
+    let mut host = Host::start().await;
+    let (vm, _) = host.vm_in(Resting::Stopped).await;
+    host.vm_in(Resting::Running).await;
+    let at = Watcher::now(&host.api()).await.at.unwrap();
+    let vms = host.api().all_vms().await.into_iter();
+    let mut told: HashMap<String, Vm> = vms.map(|vm| (vm.id.clone(), vm)).collect();
+    host.daemon.kill9();
+    host.daemon.restart().await;
+    let api = host.api();
+    // Before that, it compares what was told with what is.
+    Watcher::now(&api).await;
+    let mut watcher = Watcher::after(&api, at).await;
+    let changed = relabel(&api, &vm, &[("a", "1")]).await;
+    watcher.until_ended(&changed).await;
+    for event in &watcher.seen {
+        if let Some(Event::Vm(vm)) = &event.event {
+            let before = told.insert(vm.id.clone(), vm.clone());
+            assert_ne!(before.as_ref(), Some(vm), "{event:?}");
+        }
+    }
+    assert_eq!(told[&vm].labels["a"], "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

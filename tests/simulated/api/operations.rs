@@ -3,7 +3,9 @@
 use crate::support::api::{Api, Start, id, small};
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::refusal::refused;
+use crate::support::watch::Watcher;
 use crate::support::{PATIENCE, until};
+use kvmlet::proto::v1::watch_events_response::Event;
 use kvmlet::proto::v1::*;
 use std::net::TcpListener;
 use std::time::Duration;
@@ -77,6 +79,31 @@ async fn a_wait_that_times_out_returns_the_operation_as_it_is() {
     let too_long = wait(&endless.operation, Duration::from_secs(3600));
     let refusal = refused(api.operations().wait_operation(too_long).await);
     assert_eq!(refusal.fields, ["timeout"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_is_told_again_only_if_it_has_changed() {
+    let endless = Endless::start().await;
+    let api = endless.daemon.api();
+    let begin = ResumePoint {
+        revision: 0,
+        ..Watcher::now(&api).await.at.unwrap()
+    };
+    let mut watcher = Watcher::after(&api, begin).await;
+    // How it gets on is looked at once from each bookmark to the next.
+    let mut bookmarks = 0;
+    while bookmarks < 4 {
+        let next = watcher.next().await.unwrap();
+        bookmarks += usize::from(matches!(next.event, Some(Event::Bookmark(_))));
+    }
+    let told = watcher.seen.iter().filter_map(|event| match &event.event {
+        Some(Event::Operation(operation)) => Some(operation),
+        _ => None,
+    });
+    let told: Vec<&Operation> = told.collect();
+    assert_eq!(told.last().unwrap().state(), OperationState::Running);
+    let again = told.windows(2).find(|pair| pair[0] == pair[1]);
+    assert_eq!(again, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,6 +55,41 @@ async fn of_twenty_vms_that_want_one_address_one_gets_it() {
     assert_eq!(daemon.api().all_vms().await.len(), 1);
 }
 
+/// Where there is much to compare with, two are easily compared at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_vms_that_want_one_address_among_many_one_gets_it() {
+    let daemon = Daemon::simulated().await;
+    let image = daemon.image().await;
+    let nic = |mac: &str| NewNic {
+        network_id: "lan".to_owned(),
+        mac: mac.to_owned(),
+        ..Default::default()
+    };
+    let api = daemon.api();
+    let others = (0..200).map(|_| CreateVmRequest {
+        nics: vec![nic(""); 16],
+        ..small(&image)
+    });
+    // Of so many addresses that are drawn, two may be the same, and one is refused.
+    let made = all_at_once(&api, others.collect()).await;
+    assert!(made.iter().filter(|outcome| outcome.is_ok()).count() > 150);
+    let mut won = 0;
+    for round in 0..10 {
+        let mac = format!("52:54:00:12:34:{round:02x}");
+        let mut nics = vec![nic(&mac)];
+        nics.extend(vec![nic(""); 15]);
+        let requests = (0..6).map(|_| CreateVmRequest {
+            nics: nics.clone(),
+            ..small(&image)
+        });
+        let outcomes = all_at_once(&api, requests.collect()).await;
+        let have_it = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        assert!(have_it <= 1, "{outcomes:?}");
+        won += have_it;
+    }
+    assert!(won > 5, "{won} of 10");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_twenty_vms_that_want_one_volume_id_one_gets_it() {
     let daemon = Daemon::simulated().await;

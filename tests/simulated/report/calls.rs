@@ -65,7 +65,12 @@ async fn a_receiver_is_greeted_and_gets_a_snapshot_and_then_every_change() {
             (node.vm_counts.get("RUNNING") == Some(&1)).then(|| last.clone())
         })
         .await;
-    assert_eq!(heartbeat.head, Some(at));
+    // What is learnt of the guest by itself may have been told since.
+    let head = heartbeat.head.unwrap();
+    assert!(
+        head.epoch == at.epoch && head.revision >= at.revision,
+        "{head:?}"
+    );
     let conditions = heartbeat.node.unwrap().conditions;
     let sink = conditions.iter().find(|c| c.r#type == "SinkReady/cp");
     assert!(sink.unwrap().status);
