@@ -139,7 +139,7 @@ pub async fn a_root_that_does_not_come_up_healthy_is_switched_back(bench: &Bench
 
     // Connected is not enough: it must answer.
     let mute = bench.import(&bench.host, "mute-1").await;
-    let stuck = replace(&mute, 30);
+    let stuck = replace(&mute, 60);
     let answer = api.vms().replace_root_volume(stuck).await;
     let operation = api.ended(&answer.unwrap().into_inner().id).await;
     assert_eq!(guest.says("kind mute up"), 1, "{}", guest.console());
