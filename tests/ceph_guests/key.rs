@@ -6,6 +6,7 @@ use super::sector::LINE;
 use super::spill::{self, Secret};
 use super::support::api::force;
 use super::support::ceph::{Cluster, USER};
+use super::support::{PATIENCE, until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kvmlet::proto::v1::*;
@@ -179,6 +180,13 @@ pub async fn a_key_that_was_changed_is_what_the_next_start_uses(bench: &Bench) {
     fs::rename(&next, &keyring).unwrap();
     cluster.rbd(&listing);
 
+    // Meanwhile it may have looked with the old key, and been refused.
+    until("the pool to be let in", PATIENCE, async || {
+        let conditions = bench.daemon.api().node().await.conditions;
+        let ready = conditions.iter().find(|it| it.r#type == "PoolReady/ceph");
+        ready.is_some_and(|it| it.status).then_some(())
+    })
+    .await;
     guest.stop(force()).await;
     guest.start().await;
     guest.has_said(LINE, 2).await;
