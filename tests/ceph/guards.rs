@@ -3,6 +3,7 @@
 
 use crate::lab::*;
 use crate::support::PATIENCE;
+use crate::support::api::id;
 use crate::support::ceph::Cluster;
 use crate::support::daemon::Daemon;
 use crate::support::refusal::Refusal;
@@ -114,6 +115,38 @@ async fn a_killed_client_is_waited_for(cluster: &Cluster, daemon: Daemon) {
     .await;
     // Killed, it is known to the cluster for a while.
     watcher.kill9();
+    let ended = api.ended(&begun.id).await;
+    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
+    assert!(!is_in(cluster, "vms", &vm.root_volume_id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_between_two_looks_does_not_keep_a_volume_from_being_expunged() {
+    let cluster = shared();
+    let mut setup = setup(cluster);
+    let held = cluster.folder().join(format!("held-{}", id()));
+    let point = format!(
+        "expunge-vm.remove-volume.in-use=1*return(hold:{})",
+        held.display()
+    );
+    setup.environment.push(("FAILPOINTS".to_owned(), point));
+    let daemon = started(setup).await;
+    let api = daemon.api();
+    let image = image_on_ceph(&daemon).await;
+    let vm = api.made(on_ceph(&image)).await;
+    let watcher = cluster.watch(&format!("vms/vol-{}", vm.root_volume_id));
+    api.delete(&vm.id).await;
+    let request = ExpungeVmRequest {
+        vm_id: vm.id.clone(),
+        ..Default::default()
+    };
+    let begun = api.vms().expunge_vm(request).await.unwrap().into_inner();
+    until("the volume to be found in use", PATIENCE, async || {
+        held.exists().then_some(())
+    })
+    .await;
+    drop(watcher);
+    std::fs::remove_file(&held).unwrap();
     let ended = api.ended(&begun.id).await;
     assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
     assert!(!is_in(cluster, "vms", &vm.root_volume_id));

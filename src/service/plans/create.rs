@@ -209,6 +209,7 @@ impl Step for MakeVolume {
 /// `VOLUME_IN_USE`, and as any call to a pool.
 pub(super) async fn remove_volume(run: &Run, pool: &str, volume: &VolumeRef) -> Result<(), Fault> {
     let until = Instant::now() + pace::dead_client();
+    let mut alone = false;
     loop {
         let place = volume.clone();
         let removed = run
@@ -220,20 +221,23 @@ pub(super) async fn remove_volume(run: &Run, pool: &str, volume: &VolumeRef) -> 
             Err(fault)
                 if fault.reason == Reason::VolumeInUse
                     && volume.ceph_pool.is_some()
+                    && !alone
                     && Instant::now() < until
                     && !run.core.stopping.is_cancelled() =>
             {
-                // Snapshots and clones don't go away by themselves.
+                run.reach("remove-volume.in-use").await?;
                 let place = volume.clone();
                 let holders = run
                     .core
                     .pools
                     .call(pool, move |pool, _| pool.holders(&place))
                     .await?;
-                if holders.is_empty() {
-                    return Err(fault);
+                // Snapshots and clones don't go away by themselves. But a client that was in
+                // the way may have gone since.
+                alone = holders.is_empty();
+                if !alone {
+                    tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                tokio::time::sleep(LOOK_AGAIN).await;
             }
             removed => return removed,
         }
