@@ -1,13 +1,16 @@
 //! The link to libvirt: one loop that connects, listens, and connects again.
 //!
 //! Invariant: [`Link::Up`] is published only after every VM's state was read
-//! anew over the new connection. While it is away, calls fail at once with
-//! `HYPERVISOR_AWAY` and nothing is queued for later.
+//! anew over the new connection, and [`Link::Away`] at the latest when a call has
+//! found the connection broken: who waits for libvirt after such a call waits for a
+//! new one. While it is away, calls fail at once with `HYPERVISOR_AWAY` and nothing
+//! is queued for later.
 
 use super::fault::{chain, from_gate_libvirt, from_libvirt};
 use super::gate::{Gate, GateError, Lane};
+use crate::faultpoint;
 use crate::libvirt::{
-    Callbacks, CloseReason, DomainEvent, Host, HostFacts, HypervisorUri, LibvirtError,
+    Callbacks, CloseReason, DomainEvent, ErrorKind, Host, HostFacts, HypervisorUri, LibvirtError,
 };
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
@@ -61,6 +64,8 @@ pub trait Observer: Send + Sync {
 struct Standing {
     host: Host,
     facts: Arc<HostFacts>,
+    /// Told when the connection is lost; which of them it is, too.
+    closed: Arc<Notify>,
 }
 
 /// The link to libvirt.
@@ -162,8 +167,8 @@ impl Hypervisor {
         lane: Lane,
         call: impl FnOnce(&Host) -> Result<T, LibvirtError> + Send + 'static,
     ) -> Result<Result<T, LibvirtError>, Fault> {
-        let host = self
-            .standing(|standing| standing.host.clone())
+        let (host, closed) = self
+            .standing(|standing| (standing.host.clone(), standing.closed.clone()))
             .ok_or_else(away)?;
         let deadline = match lane {
             Lane::Memory | Lane::Import | Lane::CephImport => LONG_CALL,
@@ -176,10 +181,30 @@ impl Hypervisor {
             Lane::Stats => STATS_CALL.min(self.call_timeout),
             Lane::Agent => AGENT_CALL,
         };
-        self.gate
+        let answer = self
+            .gate
             .run(lane, deadline, move || call(&host))
             .await
-            .map_err(from_gate_libvirt)
+            .map_err(from_gate_libvirt)?;
+        if let Err(error) = &answer
+            && matches!(error.kind, ErrorKind::Unreachable | ErrorKind::Interrupted)
+        {
+            self.found_lost(&closed);
+        }
+        Ok(answer)
+    }
+
+    /// A call has found this connection broken, perhaps before libvirt's own word of it
+    /// was heard.
+    fn found_lost(&self, connection: &Arc<Notify>) {
+        let standing = lock(&self.standing);
+        let is_the_present = standing
+            .as_ref()
+            .is_some_and(|standing| Arc::ptr_eq(&standing.closed, connection));
+        if is_the_present {
+            self.link.send_replace(Link::Away);
+            connection.notify_one();
+        }
     }
 
     /// Connects, and connects again, until told to stop.
@@ -203,6 +228,7 @@ impl Hypervisor {
                         return;
                     }
                     tracing::warn!("the connection to libvirt is lost");
+                    let _ = faultpoint::reach("libvirt.lost").await;
                 }
                 // It may be away for hours: that is told a few times, not each time.
                 Err(problem) if backoff == LAST_BACKOFF => {
@@ -262,6 +288,7 @@ impl Hypervisor {
         *lock(&self.standing) = Some(Standing {
             host,
             facts: Arc::new(facts),
+            closed: closed.clone(),
         });
         // Events from here on are routed while everything is read, so that
         // nothing falls between the two.

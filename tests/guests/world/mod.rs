@@ -49,6 +49,7 @@ const TESTS: &[Test] = tests![
     stop::a_guest_is_asked_once_more_before_it_is_forced_after_a_restart,
     stop::a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent,
     outage::a_libvirtd_that_comes_back_is_found_and_heard,
+    outage::who_finds_libvirt_gone_first_waits_for_it,
     room::a_guest_whose_memory_finds_no_room_goes_on,
     room::a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later,
     death::qemu_is_killed_while_it_starts,

@@ -12,6 +12,7 @@ use kvmlet::proto::v1::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A row: what is asked, at which of its calls libvirtd dies, and what an
@@ -232,6 +233,42 @@ async fn condition(api: &Api) -> bool {
     let node = api.node().await;
     let ready = node.conditions.iter().find(|c| c.r#type == "LibvirtReady");
     ready.unwrap().status
+}
+
+/// A call finds the connection broken before the agent has heard that it is: it waits
+/// for the next connection, and is not tried again over the broken one.
+pub async fn who_finds_libvirt_gone_first_waits_for_it(mut world: World) {
+    let api = world.api();
+    let guest = world.guest(&world.deaf).await;
+    let hold = |name: &str| world.host.daemon.home().join(name);
+    let (step, word) = (hold("step"), hold("word"));
+    let points = format!(
+        "stop-vm.stop-guest.before=1*return(hold:{})\nlibvirt.lost=1*return(hold:{})\n",
+        step.display(),
+        word.display()
+    );
+    fs::write(world.points(), points).unwrap();
+    let held = async |path: &Path| {
+        until("the point to be held", PATIENCE, async || {
+            path.exists().then_some(())
+        })
+        .await;
+    };
+    let stop = Ask::StopForce.send(&api, &guest.id, "").await.unwrap();
+    held(&step).await;
+    world.libvirtd.kill9();
+    held(&word).await;
+    fs::remove_file(&step).unwrap();
+    until("the call to find it gone", PATIENCE, async || {
+        (!condition(&api).await).then_some(())
+    })
+    .await;
+    fs::remove_file(&word).unwrap();
+    world.libvirtd.restart();
+    let ended = api.ended(&stop.get_ref().id).await;
+    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
+    assert_eq!(world.agrees(&guest.id).await, VmState::Stopped);
+    guest.remove().await;
 }
 
 /// What is asked, of a VM in which state, and the point before its first step.
