@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::door::Door;
 use crate::faultpoint;
 use crate::grpc;
-use crate::journal::{Journal, JournalError, Rebuild};
-use crate::libvirt::HypervisorUri;
+use crate::journal::{Batch, Journal, JournalError, Rebuild};
+use crate::libvirt::{HypervisorUri, Owner};
 use crate::model::event::Position;
 use crate::report::metrics::{self, Metrics};
 use crate::service::addresses::{self, Addresses};
@@ -267,6 +267,10 @@ async fn compose(
             error => refusal(1, chain(&error)),
         }
     })?;
+    // An agent whose journal was lost finds its domains again by the place of the new one.
+    let agent = loaded
+        .agent
+        .unwrap_or_else(|| Owner::at(node, &config.journal.path).agent);
     listen::make_folder(&config.vms.console_dir).map_err(|error| refusal(1, error))?;
     let gate = Arc::new(Gate::default());
     let journal = Arc::new(journal);
@@ -281,6 +285,7 @@ async fn compose(
     let core = Arc::new(Core {
         hypervisor: Arc::new(Hypervisor::new(
             uri,
+            Owner { node, agent },
             config.hypervisor.connections,
             config.hypervisor.call_timeout,
             gate.clone(),
@@ -321,6 +326,11 @@ async fn compose(
         unfinished = loaded.live_operations.len(),
         "kvmlet starts"
     );
+    if loaded.agent.is_none() {
+        let batch = Batch::new().put_agent(agent);
+        let recorded = core.ledger.commit(batch).await;
+        recorded.map_err(|fault| refusal(1, fault.message))?;
+    }
     let cursors = loaded.cursors.clone();
     let reconciler = Arc::new(Reconciler::new(core.clone(), loaded));
     Ok((core, reconciler, cursors))

@@ -4,12 +4,13 @@
 
 use crate::host::Failure;
 use crate::{Api, ms, percentiles};
-use kvmlet::libvirt::{Callbacks, DomainChange, Host};
+use kvmlet::libvirt::{Callbacks, DomainChange, Host, Owner};
 use kvmlet::proto::v1::watch_events_response::Event;
 use kvmlet::proto::v1::{EventFilter, EventKind, VmState, WatchEventsRequest};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use uuid::Uuid;
 use tokio::time::timeout;
 use virt::connect::Connect;
 
@@ -17,6 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Events that may wait to be looked at; one is caused at a time.
 const WAITING: usize = 64;
 /// Events before those that count.
+/// The listener has no domains.
+const NOBODY: Owner = Owner {
+    node: Uuid::nil(),
+    agent: Uuid::nil(),
+};
 const WARM_UP: usize = 10;
 
 pub(crate) async fn compare(api: &Api, uri: &str, vm: &str, count: usize) -> Result<(), Failure> {
@@ -33,7 +39,7 @@ pub(crate) async fn compare(api: &Api, uri: &str, vm: &str, count: usize) -> Res
         }),
         on_close: Arc::new(|_| {}),
     };
-    let host = tokio::task::block_in_place(|| Host::open(&parsed, 1, callbacks))?;
+    let host = tokio::task::block_in_place(|| Host::open(&parsed, NOBODY, 1, callbacks))?;
 
     let request = WatchEventsRequest {
         filter: Some(EventFilter {

@@ -7,7 +7,7 @@ use crate::cli::parse;
 use crate::cli::resolve::{self, Gone, PAGE};
 use crate::cli::table::{Sheet, Table};
 use crate::cli::volume;
-use crate::proto::v1::{GetVmRequest, ListVmsRequest, Vm, VmState, nic};
+use crate::proto::v1::{GetVmRequest, ListVmsRequest, Vm, VmConditionType, VmState, nic};
 use clap::Args;
 
 /// Which VMs to list.
@@ -116,6 +116,15 @@ fn sheet(out: &Output, vm: &Vm) -> Sheet {
     }
     sheet.add("hypervisor", &vm.hypervisor_type);
     sheet.add("VNC", display(vm));
+    for condition in &vm.conditions {
+        let name = match condition.r#type() {
+            VmConditionType::Unspecified => "condition",
+            VmConditionType::Drifted => "drifted",
+            VmConditionType::DomainForeign => "domain foreign",
+            VmConditionType::SavedMemoryUnreadable => "memory unreadable",
+        };
+        sheet.add(name, condition.details.join("; "));
+    }
     sheet.add("image", &vm.image_id);
     sheet.add("root volume", &vm.root_volume_id);
     sheet.add("package", &vm.package);

@@ -5,11 +5,18 @@ use super::networks::{skip_libvirt_networks, tell_libvirt_networks};
 use super::{Check, Host, Notes, packages};
 use crate::libvirt::{
     Callbacks, ErrorKind, Host as Libvirt, HostFacts, HypervisorKind, HypervisorUri, LibvirtError,
+    Owner,
 };
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use uuid::Uuid;
 
+/// The doctor has no domains.
+const NOBODY: Owner = Owner {
+    node: Uuid::nil(),
+    agent: Uuid::nil(),
+};
 /// The oldest libvirt that is tested: Debian 12's.
 const LIBVIRT: (u32, u32) = (9, 0);
 /// The oldest QEMU that is tested: Debian 12's.
@@ -51,7 +58,7 @@ pub(super) fn look(host: &Host, notes: &Notes) {
         on_event: Arc::new(|_| ()),
         on_close: Arc::new(|_| ()),
     };
-    let libvirt = match Libvirt::open(&uri, 1, callbacks) {
+    let libvirt = match Libvirt::open(&uri, NOBODY, 1, callbacks) {
         Ok(libvirt) => libvirt,
         Err(error) => {
             unreachable(host, uri.kind(), &error, notes);

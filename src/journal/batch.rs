@@ -10,6 +10,7 @@ use crate::model::time::Timestamp;
 use crate::model::vm::Vm;
 use rusqlite::{Connection, params, params_from_iter};
 use serde::Serialize;
+use uuid::Uuid;
 
 /// Changes that become durable together or not at all, in the given order.
 #[derive(Default)]
@@ -60,6 +61,7 @@ enum Write {
         position: Position,
     },
     Maintenance(Option<String>),
+    Agent(String),
     Touch,
 }
 
@@ -67,6 +69,8 @@ enum Write {
 pub(super) const REBUILD: &str = "rebuild";
 /// The name under which the host's maintenance is kept there.
 pub(super) const MAINTENANCE: &str = "maintenance";
+/// The name under which it is kept there what this agent's domains are marked with.
+pub(super) const AGENT: &str = "agent";
 
 #[derive(Debug)]
 struct OperationRow {
@@ -152,6 +156,11 @@ impl Batch {
     /// Records what became of the records that were missing; `None`: nothing was.
     pub fn put_rebuild(self, rebuild: Option<&Rebuild>) -> Self {
         self.with(Write::Rebuild(rebuild.map(encode)))
+    }
+
+    /// Records what this agent's domains are marked with.
+    pub fn put_agent(self, agent: Uuid) -> Self {
+        self.with(Write::Agent(encode(&agent)))
     }
 
     /// Records the host's maintenance; `None`: there is none.
@@ -288,6 +297,7 @@ impl Write {
             ),
             Self::Rebuild(state) => keep(connection, REBUILD, state.as_ref()),
             Self::Maintenance(state) => keep(connection, MAINTENANCE, state.as_ref()),
+            Self::Agent(agent) => keep(connection, AGENT, Some(agent)),
         }
     }
 }

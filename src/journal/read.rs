@@ -1,6 +1,6 @@
 //! What is recorded, read back.
 
-use super::batch::{MAINTENANCE, REBUILD, column, state_name};
+use super::batch::{AGENT, MAINTENANCE, REBUILD, column, state_name};
 use super::error::JournalError;
 use crate::model::event::{Change, Event, Position};
 use crate::model::ids::{ImageId, OperationId, RequestId, VmId};
@@ -40,6 +40,9 @@ pub struct Loaded {
     pub cursors: HashMap<String, Position>,
     /// The host's maintenance, if it is in one.
     pub maintenance: Option<Maintenance>,
+    /// What this agent's domains are marked with; `None` in a journal that no version
+    /// with marks has used.
+    pub agent: Option<Uuid>,
 }
 
 /// What becomes of the records that a journal did not have when it was made.
@@ -101,6 +104,7 @@ pub(super) fn load(connection: &Connection) -> Result<Loaded, JournalError> {
     Ok(Loaded {
         rebuild: kept(&transaction, REBUILD)?,
         maintenance: kept(&transaction, MAINTENANCE)?,
+        agent: kept(&transaction, AGENT)?,
         told: told(&transaction)?,
         cursors: cursors(&transaction)?,
         epoch,

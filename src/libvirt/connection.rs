@@ -4,6 +4,7 @@ use super::embed;
 use super::error::{ErrorKind, LibvirtError};
 use super::events::{CloseReason, DomainEvent};
 use super::ffi::{self, Subscription};
+use super::owner::Owner;
 use super::uri::{HypervisorKind, HypervisorUri};
 use crate::model::ids::VmId;
 use std::ffi::c_int;
@@ -47,6 +48,7 @@ pub struct Host(Arc<Connections>);
 #[derive(Debug)]
 struct Connections {
     kind: HypervisorKind,
+    owner: Owner,
     /// For calls. Never empty.
     workers: Vec<Worker>,
     /// For events only, so that calls in flight can't hold them up.
@@ -79,12 +81,13 @@ impl Host {
     /// libvirt serves five calls at a time on each connection; more wait.
     /// Starts libvirt's event loop on a thread of its own the first time. The
     /// first connection to an embedded driver takes seconds: it probes QEMU. Its
-    /// root is made if need be.
+    /// root is made if need be. `owner` is what our domains are marked with.
     ///
     /// # Errors
     /// `Unreachable`, or `Denied`. Nothing is left open.
     pub fn open(
         uri: &HypervisorUri,
+        owner: Owner,
         connections: usize,
         callbacks: Callbacks,
     ) -> Result<Self, LibvirtError> {
@@ -105,6 +108,7 @@ impl Host {
             .collect::<Result<Vec<_>, LibvirtError>>()?;
         let mut opened = Connections {
             kind: uri.kind().clone(),
+            owner,
             workers,
             events,
             registrations: Vec::new(),
@@ -146,6 +150,10 @@ impl Host {
         &self.0.kind
     }
 
+    pub(super) fn owner(&self) -> Owner {
+        self.0.owner
+    }
+
     /// Makes one call to libvirt, on the connection with the fewest in flight.
     pub(super) fn call<T>(
         &self,
@@ -155,21 +163,9 @@ impl Host {
         self.on_worker(operation, |worker| self.run(operation, worker, body))
     }
 
-    /// Looks a domain up and makes one call on it.
-    pub(super) fn on_domain<T>(
-        &self,
-        operation: &'static str,
-        id: VmId,
-        body: impl FnOnce(&Domain) -> Result<T, VirtError>,
-    ) -> Result<T, LibvirtError> {
-        self.with_domain(operation, id, |domain| {
-            self.on_found(operation, domain, body)
-        })
-    }
-
-    /// Looks a domain up once for several calls, which `body` makes with
+    /// Looks a domain up, ours or not, once for several calls, which `body` makes with
     /// [`Host::on_found`].
-    pub(super) fn with_domain<T>(
+    pub(super) fn with_any_domain<T>(
         &self,
         operation: &'static str,
         id: VmId,
@@ -277,7 +273,7 @@ fn connect(uri: &HypervisorUri) -> Result<Connect, LibvirtError> {
 
 /// A connection that was lost while the domain was looked up: the call itself
 /// was never sent.
-fn before_the_call(error: LibvirtError) -> LibvirtError {
+pub(super) fn before_the_call(error: LibvirtError) -> LibvirtError {
     match error.kind {
         ErrorKind::Interrupted => LibvirtError {
             kind: ErrorKind::Unreachable,

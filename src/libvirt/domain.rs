@@ -3,6 +3,7 @@
 use super::connection::Host;
 use super::error::{ErrorKind, LibvirtError};
 use super::ffi;
+use super::owner::{self, Foreign, constant, text};
 use super::power::{self, Power};
 use super::uri::HypervisorKind;
 use super::xml::{self, AttachedDisk, DomainSpec, Metadata, read, write};
@@ -11,8 +12,6 @@ use crate::model::time::Timestamp;
 use crate::model::view::VncEndpoint;
 use std::collections::HashSet;
 use virt::domain::Domain;
-use virt::enumutil::Enum;
-use virt::error::{Error as VirtError, ErrorNumber};
 use virt_sys as sys;
 use zeroize::Zeroizing;
 
@@ -25,9 +24,10 @@ pub struct DomainState {
     pub name: String,
     /// What it does now.
     pub power: Power,
-    /// What we wrote into it; `None` when nothing of ours, or nothing that can
-    /// be read, is there.
-    pub metadata: Option<Metadata>,
+    /// What we wrote into it, if it is ours; else why it is not.
+    pub metadata: Result<Metadata, Foreign>,
+    /// It has our mark. One of ours that a version before the mark made has none.
+    pub marked: bool,
     /// Its memory is saved; the next start restores it.
     pub managed_save: bool,
     /// It has a definition. One without ceases to exist when it stops.
@@ -41,6 +41,8 @@ pub struct DomainDisks {
     pub id: VmId,
     /// Its name in libvirt.
     pub name: String,
+    /// It is ours.
+    pub ours: bool,
     /// The files, devices or names behind its disks, backing files included.
     pub sources: Vec<String>,
 }
@@ -55,6 +57,11 @@ pub struct Sighting {
 }
 
 impl DomainState {
+    /// Whether it is ours.
+    pub const fn is_ours(&self) -> bool {
+        self.metadata.is_ok()
+    }
+
     /// The part that its VM's state follows from.
     pub const fn sighting(&self) -> Sighting {
         Sighting {
@@ -71,6 +78,15 @@ pub enum Begin {
     Running,
     /// Its processors stand still until it is resumed.
     Paused,
+}
+
+/// What a start does with saved memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Restore {
+    /// It is restored, if there is any.
+    IfSaved,
+    /// It is given up, if there is any.
+    Never,
 }
 
 /// How a guest is asked to shut down.
@@ -115,11 +131,13 @@ impl Host {
             // Asked on what was listed: a lookup each would double the time.
             let state = || {
                 let id = self.on_found(WHAT, domain, |d| d.uuid().map(VmId))?;
+                let whose = self.whose(WHAT, id, domain)?;
                 Ok(DomainState {
                     id,
                     name: self.on_found(WHAT, domain, Domain::name)?,
                     power: self.on_found(WHAT, domain, power::read)?,
-                    metadata: readable(self.on_found(WHAT, domain, raw_metadata)?),
+                    marked: whose.as_ref().is_ok_and(|ours| ours.marked),
+                    metadata: whose.map(|ours| ours.metadata),
                     managed_save: saved.contains(&id),
                     persistent: !transient.contains(&id),
                 })
@@ -129,27 +147,29 @@ impl Host {
         Ok(states)
     }
 
-    /// Reads one domain; `None` when there is no such domain. Six calls, one of
-    /// which does not leave the process.
+    /// Reads one domain, ours or not; `None` when there is no such domain. Six calls,
+    /// one of which does not leave the process.
     ///
     /// # Errors
     /// Those of any call; nothing is changed.
     pub fn get(&self, id: VmId) -> Result<Option<DomainState>, LibvirtError> {
         const WHAT: &str = "read domain";
-        present(self.with_domain(WHAT, id, |domain| {
+        present(self.with_any_domain(WHAT, id, |domain| {
+            let whose = self.whose(WHAT, id, domain)?;
             Ok(DomainState {
                 id,
                 name: self.on_found(WHAT, domain, Domain::name)?,
                 power: self.on_found(WHAT, domain, power::read)?,
-                metadata: readable(self.on_found(WHAT, domain, raw_metadata)?),
+                marked: whose.as_ref().is_ok_and(|ours| ours.marked),
+                metadata: whose.map(|ours| ours.metadata),
                 managed_save: self.on_found(WHAT, domain, |d| d.has_managed_save(0))?,
                 persistent: self.on_found(WHAT, domain, Domain::is_persistent)?,
             })
         }))
     }
 
-    /// Looks at one domain; `None` when there is no such domain. Two calls for
-    /// one that is active, else three.
+    /// Looks at one domain of ours; `None` when there is no such domain, or only a
+    /// foreign one. Three calls for one that is active, else four.
     ///
     /// # Errors
     /// Those of any call; nothing is changed.
@@ -166,7 +186,7 @@ impl Host {
         }))
     }
 
-    /// Reads what a domain does now: two calls.
+    /// Reads what a domain does now: three calls.
     ///
     /// # Errors
     /// `NotFound`, and those of any call.
@@ -186,7 +206,7 @@ impl Host {
 
     /// Reads which disks each domain of the host has, ours or not: in its
     /// definition and, while it is active, as it runs, with the backing files that
-    /// libvirt names. One call for all and four for each domain; one that
+    /// libvirt names. One call for all and five for each domain; one that
     /// goes away meanwhile is left out.
     ///
     /// # Errors
@@ -205,8 +225,10 @@ impl Host {
                 }
                 sources.sort();
                 sources.dedup();
+                let id = self.on_found(WHAT, domain, |d| d.uuid().map(VmId))?;
                 Ok(DomainDisks {
-                    id: self.on_found(WHAT, domain, |d| d.uuid().map(VmId))?,
+                    id,
+                    ours: self.whose(WHAT, id, domain)?.is_ok(),
                     name: self.on_found(WHAT, domain, Domain::name)?,
                     sources,
                 })
@@ -221,12 +243,16 @@ impl Host {
     ///
     /// # Errors
     /// `Invalid` when the spec can't be written or libvirt refuses it;
-    /// `Unsupported`; `AlreadyExists` or `Other` when another domain has the
-    /// name. Nothing was changed then.
+    /// `Unsupported`; `Foreign`; `AlreadyExists` or `Other` when another domain has
+    /// the name. Nothing was changed then.
     pub fn define(&self, spec: &DomainSpec) -> Result<(), LibvirtError> {
         const WHAT: &str = "define domain";
-        let definition =
-            write::domain(spec).map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Invalid, e))?;
+        let definition = write::domain(spec, self.owner())
+            .map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Invalid, e))?;
+        match self.with_domain(WHAT, spec.id, |_| Ok(())) {
+            Err(error) if error.kind != ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         self.call(WHAT, |c| c.define_domain_xml_flags(&definition, 0))
             .map(drop)
     }
@@ -265,20 +291,29 @@ impl Host {
         present(self.on_domain(WHAT, id, |d| d.undefine_flags(flags))).map(drop)
     }
 
-    /// Starts a domain, or restores it if its memory is saved.
+    /// Starts a domain, or restores it if its memory is saved. One that is restored
+    /// paused is shown as `Paused(Migration)`, one that is booted paused as
+    /// `Paused(Request)`.
     ///
     /// # Errors
     /// `InvalidState` when it is active; `Other` when QEMU does not come up.
-    pub fn start(&self, id: VmId, begin: Begin) -> Result<(), LibvirtError> {
+    pub fn start(&self, id: VmId, begin: Begin, restore: Restore) -> Result<(), LibvirtError> {
+        let mut flags = 0;
+        if begin == Begin::Paused {
+            flags |= sys::VIR_DOMAIN_START_PAUSED;
+        }
+        if restore == Restore::Never {
+            flags |= sys::VIR_DOMAIN_START_FORCE_BOOT;
+        }
         self.on_domain("start domain", id, |domain| {
             match (self.kind(), begin) {
-                (_, Begin::Running) => domain.create(),
                 // The simulated driver refuses flags.
+                (HypervisorKind::Test, Begin::Running) => domain.create(),
                 (HypervisorKind::Test, Begin::Paused) => {
                     domain.create()?;
                     domain.suspend()
                 }
-                (_, Begin::Paused) => domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED),
+                _ => domain.create_with_flags(flags),
             }
         })
     }
@@ -374,20 +409,6 @@ impl Host {
         .map(drop)
     }
 
-    /// Gives up the domain's saved memory; none is success.
-    ///
-    /// # Errors
-    /// `NotFound`, and those of any call.
-    pub fn discard_managed_save(&self, id: VmId) -> Result<(), LibvirtError> {
-        const WHAT: &str = "discard domain's saved memory";
-        self.with_domain(WHAT, id, |domain| {
-            if self.on_found(WHAT, domain, |d| d.has_managed_save(0))? {
-                self.on_found(WHAT, domain, |d| d.managed_save_remove(0))?;
-            }
-            Ok(())
-        })
-    }
-
     /// Writes title, description and our metadata, into the definition and
     /// into what runs. A repeat does nothing.
     ///
@@ -403,7 +424,7 @@ impl Host {
         description: &str,
     ) -> Result<(), LibvirtError> {
         const WHAT: &str = "write domain's metadata";
-        let element = write::metadata(metadata)
+        let element = write::metadata(metadata, Some(self.owner()))
             .and_then(|element| {
                 xml::check_title(title)?;
                 xml::check_text(description)?;
@@ -460,8 +481,9 @@ impl Host {
                 places.push(sys::VIR_DOMAIN_AFFECT_CONFIG);
             }
             for place in places {
-                let found = self.on_found(WHAT, domain, |d| element(d, place))?;
-                if readable(found).as_ref() != Some(metadata) {
+                let found = self.on_found(WHAT, domain, |d| owner::element(d, place))?;
+                let found = self.owner().judge(id, found.as_deref());
+                if found.map(|ours| ours.metadata).as_ref() != Ok(metadata) {
                     return Ok(false);
                 }
                 for (kind, wanted) in [
@@ -522,46 +544,14 @@ impl Host {
     }
 }
 
-/// Our element in a domain's metadata as it is; `None` when there is none.
-fn raw_metadata(domain: &Domain) -> Result<Option<String>, VirtError> {
-    element(domain, sys::VIR_DOMAIN_AFFECT_CURRENT)
-}
-
-fn element(domain: &Domain, place: u32) -> Result<Option<String>, VirtError> {
-    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT;
-    text(domain, kind, Some(xml::METADATA_NAMESPACE), place)
-}
-
-/// A part of a domain's metadata; `None` when there is none.
-fn text(
-    domain: &Domain,
-    kind: u32,
-    namespace: Option<&str>,
-    place: u32,
-) -> Result<Option<String>, VirtError> {
-    match domain.metadata(constant(kind), namespace, place) {
-        Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomainMetadata) => Ok(None),
-        answer => answer.map(Some),
-    }
-}
-
-fn readable(element: Option<String>) -> Option<Metadata> {
-    element.and_then(|element| read::metadata(&element).ok())
-}
-
 pub(super) fn unreadable(operation: &'static str, error: read::Unreadable) -> LibvirtError {
     LibvirtError::refused(operation, ErrorKind::Other, error)
 }
 
-/// libvirt's constants are unsigned; some of its arguments are not.
-fn constant(value: u32) -> i32 {
-    i32::try_from(value).expect("libvirt's constants fit")
-}
-
-/// Turns "no such domain" into `None`.
-fn present<T>(answer: Result<T, LibvirtError>) -> Result<Option<T>, LibvirtError> {
+/// Turns "no such domain" and "not ours" into `None`.
+pub(super) fn present<T>(answer: Result<T, LibvirtError>) -> Result<Option<T>, LibvirtError> {
     match answer {
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Foreign) => Ok(None),
         answer => answer.map(Some),
     }
 }

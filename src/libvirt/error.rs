@@ -27,6 +27,11 @@ pub enum ErrorKind {
     NotFound,
     /// Another domain has that name or UUID.
     AlreadyExists,
+    /// The domain under that UUID is not ours. Nothing was changed.
+    Foreign,
+    /// Something that somebody else added to the domain would be lost. Nothing was
+    /// changed.
+    WouldLose,
     /// The domain's state forbids it. Nothing was changed.
     InvalidState,
     /// No connection could be had. Nothing was sent.

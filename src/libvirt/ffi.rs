@@ -462,6 +462,22 @@ pub(super) fn set_agent_timeout(domain: &Domain, seconds: c_int) -> Result<(), V
     }
 }
 
+/// The definition in the file of a domain's saved memory. libvirt reads the file's
+/// header for it, and refuses one that is not finished.
+pub(super) fn managed_save_definition(domain: &Domain) -> Result<String, VirtError> {
+    // SAFETY: the domain is held for as long as it is borrowed.
+    let text = unsafe { sys::virDomainManagedSaveGetXMLDesc(domain.as_ptr(), 0) };
+    if text.is_null() {
+        return Err(VirtError::last_error());
+    }
+    // SAFETY: libvirt gave a string that ends with NUL, and that is ours to free.
+    unsafe {
+        let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
+        libc_free(text.cast());
+        Ok(copy)
+    }
+}
+
 /// Changes a device of the running domain to what a text says that holds a secret:
 /// the copy that C needs is erased. The text has no NUL in it.
 pub(super) fn update_device_secretly(domain: &Domain, xml: &str) -> Result<(), VirtError> {

@@ -164,6 +164,9 @@ pub enum Detail {
     HypervisorAway,
     /// libvirt is back.
     HypervisorBack,
+    /// Its domain or saved memory was changed beside kvmlet, or is as it should be
+    /// again.
+    Drift,
 }
 
 impl Cause {
@@ -212,6 +215,9 @@ pub fn cause(before: &View, after: &View) -> Cause {
     match (before.away, after.away) {
         (false, true) => Cause::of(Source::Host, Detail::HypervisorAway),
         (true, false) => Cause::of(Source::Host, Detail::HypervisorBack),
+        (false, false) | (true, true) if before.conditions != after.conditions => {
+            Cause::of(Source::Host, Detail::Drift)
+        }
         (false, false) | (true, true) => Cause::AGENT,
     }
 }

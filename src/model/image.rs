@@ -77,3 +77,23 @@ impl ImageFormat {
         }
     }
 }
+
+/// Whether a URL carries a user name or password.
+pub fn has_credentials(source: &str) -> bool {
+    source.split_once("://").is_some_and(|(_, rest)| {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        rest[..end].contains('@')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_with_a_password_is_told_from_one_with_an_at_sign_in_its_path() {
+        assert!(has_credentials("https://u:p@host/a@b"));
+        assert!(!has_credentials("https://host/a@b"));
+        assert!(!has_credentials("/srv/a@b.img"));
+    }
+}

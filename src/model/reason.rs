@@ -169,11 +169,20 @@ reasons! {
 
     WrongState "WRONG_STATE" FailedPrecondition:
         "The VM's state forbids it."; "Call what metadata.instead names.".
+    DomainForeign "DOMAIN_FOREIGN" FailedPrecondition:
+        "The domain under the VM's id is not kvmlet's: somebody else's, a copy, or another agent's.";
+        "Use another id; or undefine that domain by hand if it is not needed.".
+    DomainDrifted "DOMAIN_DRIFTED" FailedPrecondition:
+        "The VM's domain is not as kvmlet left it, and going on could lose what was changed.";
+        "Take metadata.differences back by hand (docs/operations.md, beside virsh); then try again.".
+    SavedMemoryUnreadable "SAVED_MEMORY_UNREADABLE" FailedPrecondition:
+        "The file of the VM's saved memory is missing, incomplete or damaged: it can't be restored.";
+        "Put the file back; or give the memory up, with StartVm or StopVm and discard_saved_memory.".
     StopPolicyRequired "STOP_POLICY_REQUIRED" FailedPrecondition:
         "The VM has power, and the request does not say how to stop it.";
         "Send a stop_policy, or stop the VM first.".
     ImageInUse "IMAGE_IN_USE" FailedPrecondition:
-        "Volumes are made from the image."; "Expunge their VMs first; metadata.volumes names them.".
+        "Volumes are made from the image, or something else on the host uses it."; "Expunge their VMs first, or end that use; metadata.volumes or metadata.used_by names them.".
     ImageNotReady "IMAGE_NOT_READY" FailedPrecondition:
         "The image is still being imported, or is lost."; "Wait for its import, or import it again.".
     OrphanForeign "ORPHAN_FOREIGN" FailedPrecondition:
@@ -197,7 +206,7 @@ reasons! {
         "The tag names a Ceph pool, and the VM's root is or shall be in a pool that is not Ceph.";
         "Leave the tag out, or name a pool of kind rbd.".
     VolumeInUse "VOLUME_IN_USE" FailedPrecondition:
-        "Someone has the volume open as a disk, or something stands on it.";
+        "Someone has the volume open as a disk or defined as one, or something stands on it.";
         "End what uses it, then try again; metadata.used_by names it.".
     KvmUnavailable "KVM_UNAVAILABLE" FailedPrecondition:
         "KVM or a CPU mode that needs it was asked for, and this host does not have it.";

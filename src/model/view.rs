@@ -3,6 +3,7 @@
 use super::ids::OperationId;
 use super::lifecycle::{self, Resting, StateReason};
 use super::operation::OperationKind;
+use super::time::Timestamp;
 use super::vm::Vm;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,6 +24,30 @@ pub struct View {
     /// as last told; none without power.
     #[serde(default)]
     pub addresses: BTreeMap<String, Vec<IpAddr>>,
+    /// What is not as it should be with it, as last seen.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub conditions: BTreeMap<Condition, Standing>,
+}
+
+/// Something that is not as it should be with a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// Its domain is not as kvmlet left it.
+    Drifted,
+    /// The domain under its id is not kvmlet's.
+    DomainForeign,
+    /// Its saved memory can't be read.
+    SavedMemoryUnreadable,
+}
+
+/// How and since when a condition holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// What it consists in, one thing each.
+    pub details: Vec<String>,
+    /// Since when it was seen.
+    pub since: Timestamp,
 }
 
 /// Where a running domain's display can be reached.
@@ -40,6 +65,19 @@ impl View {
         self.vm
             .as_ref()
             .map(|vm| lifecycle::resting(vm.life, vm.seen, self.away))
+    }
+
+    /// Notes whether a condition holds: with these details, or not.
+    pub fn note(&mut self, condition: Condition, details: Vec<String>, now: Timestamp) {
+        if details.is_empty() {
+            self.conditions.remove(&condition);
+            return;
+        }
+        let standing = self.conditions.entry(condition).or_insert(Standing {
+            details: Vec::new(),
+            since: now,
+        });
+        standing.details = details;
     }
 
     /// Whether the VM has power, or is about to get it.

@@ -150,6 +150,16 @@ pub enum DiskSource {
     Rbd(Box<RbdSource>),
 }
 
+impl DiskSource {
+    /// Its name, as libvirt and QEMU give it: a path, or `pool/image`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Rbd(image) => format!("{}/{}", image.pool, image.image),
+        }
+    }
+}
+
 /// An RBD image, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RbdSource {

@@ -12,10 +12,11 @@ use crate::model::ids::{OperationId, VmId, VolumeId};
 use crate::model::lifecycle::{self, Observed, PauseCause, Seen};
 use crate::model::operation::OperationKind;
 use crate::model::time::Timestamp;
-use crate::model::view::View;
+use crate::model::view::{Condition, View};
 use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
 use crate::service::feed::Feed;
+use crate::service::operations::now;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub struct Cell {
     inner: Mutex<Arc<View>>,
     view: watch::Sender<Arc<View>>,
     dirty: AtomicBool,
+    /// Its definition should be looked at, too.
+    examine: AtomicBool,
     bell: Notify,
     no_space: AtomicBool,
     looked: AtomicBool,
@@ -51,6 +54,7 @@ impl Cell {
             view: watch::Sender::new(first.clone()),
             inner: Mutex::new(first),
             dirty: AtomicBool::new(false),
+            examine: AtomicBool::new(true),
             bell: Notify::new(),
             no_space: AtomicBool::new(false),
             looked: AtomicBool::new(false),
@@ -190,6 +194,22 @@ impl Cell {
     pub fn touch(&self) {
         self.dirty.store(true, Ordering::Release);
         self.bell.notify_one();
+    }
+
+    /// Says that the domain should be looked at with its definition.
+    pub fn touch_definition(&self) {
+        self.examine.store(true, Ordering::Release);
+        self.touch();
+    }
+
+    /// Whether its definition should be looked at; from here on no longer.
+    pub fn is_to_be_examined(&self) -> bool {
+        self.examine.swap(false, Ordering::AcqRel)
+    }
+
+    /// Notes whether a condition holds: with these details, or not.
+    pub fn note(&self, condition: Condition, details: Vec<String>) {
+        self.change(|view| view.note(condition, details, now()));
     }
 
     /// Waits until the domain should be looked at.

@@ -73,6 +73,18 @@ pub fn from_libvirt(error: &LibvirtError) -> Fault {
         ),
         ErrorKind::NotFound => refused("the VM's domain is not on the host"),
         ErrorKind::AlreadyExists => refused("another domain has the VM's id or name"),
+        ErrorKind::WouldLose => Fault::new(
+            Reason::DomainDrifted,
+            format!(
+                "with another board the definition is written anew, and what somebody has added to it would be lost: {}",
+                error.message
+            ),
+        )
+        .with("differences", &error.message),
+        ErrorKind::Foreign => Fault::new(
+            Reason::DomainForeign,
+            "the domain under the VM's id is not kvmlet's, and is left as it is",
+        ),
         ErrorKind::InvalidState => {
             refused("the hypervisor refused it in the state that the VM is in now")
         }

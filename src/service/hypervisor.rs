@@ -11,6 +11,7 @@ use super::gate::{Gate, GateError, Lane};
 use crate::faultpoint;
 use crate::libvirt::{
     Callbacks, CloseReason, DomainEvent, ErrorKind, Host, HostFacts, HypervisorUri, LibvirtError,
+    Owner,
 };
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
@@ -71,6 +72,7 @@ struct Standing {
 /// The link to libvirt.
 pub struct Hypervisor {
     uri: HypervisorUri,
+    owner: Owner,
     connections: usize,
     call_timeout: Duration,
     gate: Arc<Gate>,
@@ -81,15 +83,17 @@ pub struct Hypervisor {
 }
 
 impl Hypervisor {
-    /// A link that is not connected yet.
+    /// A link that is not connected yet; `owner` is what our domains are marked with.
     pub fn new(
         uri: HypervisorUri,
+        owner: Owner,
         connections: usize,
         call_timeout: Duration,
         gate: Arc<Gate>,
     ) -> Self {
         Self {
             uri,
+            owner,
             connections,
             call_timeout,
             gate,
@@ -269,11 +273,11 @@ impl Hypervisor {
                 })
             },
         };
-        let (uri, connections) = (self.uri.clone(), self.connections);
+        let (uri, owner, connections) = (self.uri.clone(), self.owner, self.connections);
         let opened = self
             .gate
             .run(Lane::Control, OPEN_DEADLINE, move || {
-                let host = Host::open(&uri, connections, callbacks)?;
+                let host = Host::open(&uri, owner, connections, callbacks)?;
                 let facts = host.facts()?;
                 Ok::<_, LibvirtError>((host, facts))
             })

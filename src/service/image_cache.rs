@@ -11,6 +11,7 @@ use super::core::{Core, Readiness};
 use super::images;
 use super::operations::now;
 use super::orphans::Records;
+use super::usage;
 use crate::config::PoolSettings;
 use crate::journal::Batch;
 use crate::model::bytes::Bytes;
@@ -204,6 +205,10 @@ async fn evict(core: &Arc<Core>, pool: &str, held: &Held, image: &Image) -> Resu
         let _leaving = core.orphans.leave(pool, held.id);
         if !may_go(&Records::read(core), pool, held.id) {
             return Ok(false);
+        }
+        match usage::check_image(core, pool, held.id).await {
+            Err(fault) if fault.reason == Reason::ImageInUse => return Ok(false),
+            checked => checked?,
         }
         let (name, generation) = (held.name.clone(), held.generation);
         let removed = core

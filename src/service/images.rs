@@ -11,6 +11,7 @@ use super::feed::Feed;
 use super::operations::{Claim, LiveOperation, new_operation};
 use super::plan::{self, Plan, Run};
 use super::repeat::{fingerprint, first_difference};
+use super::usage;
 use super::{image_cache, plans, preview};
 use crate::config::ImageSettings;
 use crate::journal::Batch;
@@ -18,7 +19,7 @@ use crate::model::bytes::Bytes;
 use crate::model::event::Cause;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
-use crate::model::image::{Image, ImageState};
+use crate::model::image::{Image, ImageState, has_credentials};
 use crate::model::operation::{Intent, Operation, OperationResult, OperationState};
 use crate::model::reason::Reason;
 use crate::model::request::{Envelope, ImportImage};
@@ -407,6 +408,8 @@ async fn decide_delete(
     core.images.get(id)?;
     // Asked before anything is locked: a cluster that hangs holds up nobody else.
     let clones = image_cache::clones(core, id).await;
+    let place = core.images.get(id)?.pool;
+    let unused = usage::check_image(core, &place, id).await;
     // No other operation on an image begins while this one is decided on.
     let _images = core.images.admission.lock().await;
     let image = core.images.get(id)?;
@@ -453,6 +456,12 @@ async fn decide_delete(
             ),
         )
         .with("volumes", users.join(",")));
+    }
+    if let Err(fault) = unused
+        // What can't be known now, the operation looks at again.
+        && fault.reason == Reason::ImageInUse
+    {
+        return Err(fault);
     }
     if envelope.validate_only {
         let pools: Vec<String> = core
@@ -537,11 +546,18 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
                 ..image
             })
         }
-        // Deleting it failed half-way: what is left can be deleted again.
-        (Intent::DeleteImage, Ok(image)) if !succeeded => Some(Image {
-            state: ImageState::Lost,
-            ..image
-        }),
+        // Deleting it failed: what is left can be used, or deleted again.
+        (Intent::DeleteImage, Ok(image)) if !succeeded => {
+            let there = core
+                .pools
+                .call(&image.pool, move |pool, _| pool.image(id))
+                .await;
+            let state = match there {
+                Ok(Some(_)) => ImageState::Ready,
+                Ok(None) | Err(_) => ImageState::Lost,
+            };
+            Some(Image { state, ..image })
+        }
         _ => None,
     };
     match &operation.error {
@@ -573,24 +589,4 @@ async fn work(core: &Arc<Core>, id: ImageId, live: Arc<LiveOperation>) {
         core.feed.tell_image(id, image.as_ref(), cause);
     };
     ending::record(core, &live, &operation, changes, publish).await;
-}
-
-/// Whether a URL carries a user name or password.
-fn has_credentials(source: &str) -> bool {
-    source.split_once("://").is_some_and(|(_, rest)| {
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        rest[..end].contains('@')
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_with_a_password_is_told_from_one_with_an_at_sign_in_its_path() {
-        assert!(has_credentials("https://u:p@host/a@b"));
-        assert!(!has_credentials("https://host/a@b"));
-        assert!(!has_credentials("/srv/a@b.img"));
-    }
 }

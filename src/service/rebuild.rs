@@ -20,7 +20,7 @@ use super::operations::now;
 use super::repeat::fingerprint;
 use super::vms::adopt;
 use crate::journal::{Batch, Rebuild};
-use crate::libvirt::DomainState;
+use crate::libvirt::{DomainState, Foreign};
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, OperationId, VmId, VolumeId};
@@ -193,16 +193,16 @@ fn records(domains: &HashMap<VmId, DomainState>, at: Timestamp) -> (Vec<Vm>, usi
 /// The record that a domain carries, with what is seen of it; `None` of a foreign
 /// one.
 fn record(domain: &DomainState, at: Timestamp) -> Result<Option<Vm>, &'static str> {
-    let Some(metadata) = &domain.metadata else {
-        return if domain.name == domain_name(domain.id) {
-            Err("it has kvmlet's name, and no metadata that can be read")
-        } else {
-            Ok(None)
-        };
+    let metadata = match &domain.metadata {
+        Ok(metadata) => metadata,
+        Err(Foreign::CopyOf(_)) => return Err("its metadata is another VM's: it is a copy"),
+        // Its agent knows what it is.
+        Err(Foreign::Agent(_)) => return Ok(None),
+        Err(Foreign::Unmarked) if domain.name == domain_name(domain.id) => {
+            return Err("it has kvmlet's name, and no metadata that can be read");
+        }
+        Err(Foreign::Unmarked) => return Ok(None),
     };
-    if metadata.id != domain.id {
-        return Err("its metadata is another VM's: it is a copy");
-    }
     let written: Value =
         serde_json::from_str(&metadata.record).map_err(|_| "its record can't be read")?;
     let vm = Vm::deserialize(&written)

@@ -178,7 +178,8 @@ impl Reconciler {
         let mut batch = Batch::new();
         let mut known = 0usize;
         for cell in core.vms.cells() {
-            let domain = domains.get(&cell.id);
+            // What is foreign under a VM's id is none of the VM's.
+            let domain = domains.get(&cell.id).filter(|domain| domain.is_ours());
             known += usize::from(domain.is_some());
             if cell.observe(observed(domain.map(DomainState::sighting)), now())
                 && let Ok(vm) = cell.vm()
@@ -198,13 +199,18 @@ impl Reconciler {
         }
         let mut foreign = 0u32;
         for (id, domain) in &domains {
-            if core.vms.cell(*id).is_some() {
-                continue;
-            }
-            if domain.metadata.is_some() {
-                tracing::warn!(domain = domain.name, id = %id, "a domain of kvmlet's is in no record");
-            } else {
-                foreign += 1;
+            match (&domain.metadata, core.vms.cell(*id)) {
+                (Ok(_), Some(_)) if domain.marked => {}
+                (Ok(_), Some(_)) => mark(core, *id).await?,
+                (Ok(_), None) => {
+                    tracing::warn!(domain = domain.name, id = %id, "a domain of kvmlet's is in no record");
+                }
+                (Err(whose), known) => {
+                    foreign += 1;
+                    if known.is_some() {
+                        tracing::warn!(domain = domain.name, vm_id = %id, %whose, "a domain under a VM's id is not kvmlet's");
+                    }
+                }
             }
         }
         core.node.set_foreign(foreign);
@@ -259,6 +265,9 @@ impl Observer for Reconciler {
             if event.what == DomainChange::Rebooted {
                 cell.tell_restart();
             }
+            if may_change_definition(&event.what) {
+                cell.touch_definition();
+            }
             if may_change_addresses(&event.what) {
                 self.core.addresses.want(event.id);
             }
@@ -271,6 +280,26 @@ impl Observer for Reconciler {
             cell.touch();
         }
     }
+}
+
+/// Whether somebody may have changed the VM's definition, or what it runs with.
+fn may_change_definition(what: &DomainChange) -> bool {
+    matches!(
+        what,
+        DomainChange::Defined
+            | DomainChange::Undefined
+            | DomainChange::Started(_)
+            | DomainChange::Stopped(_)
+            | DomainChange::Suspended(_)
+            | DomainChange::Resumed
+    )
+}
+
+/// Marks a VM's domain that a version before the mark made.
+async fn mark(core: &Core, id: VmId) -> Result<(), Fault> {
+    core.hypervisor
+        .call(Lane::Control, move |host| host.mark(id))
+        .await
 }
 
 fn may_change_addresses(what: &DomainChange) -> bool {

@@ -39,7 +39,7 @@ pub use task::Task;
 use crate::model::bytes::Bytes;
 use crate::model::ids::{ImageId, VolumeId};
 use crate::model::volume::{DiskSource, PoolKind, VolumeKind, VolumeRef};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// One place that holds images and volumes.
@@ -187,10 +187,21 @@ pub trait Pool: Send + Sync {
     /// process has it open as a disk; what stands on it is the caller's to ask.
     fn remove_entry(&self, name: &str, generation: u64) -> Result<Removal, StorageError>;
 
-    /// Tells which of these disks, given as QEMU is, is the entry `name` or stands
-    /// on it through its backing files. A disk that can't be read counts only for
-    /// itself.
-    fn stands_on(&self, name: &str, disks: &[String]) -> Result<Option<String>, StorageError>;
+    /// Returns where the entry of this name is; `None` in a pool that keeps no files.
+    fn entry_source(&self, name: &str) -> Result<Option<DiskSource>, StorageError>;
+
+    /// Lists the files of the pool with their paths, whatever they are; none in a pool
+    /// that keeps no files.
+    fn files(&self) -> Result<Vec<(PathBuf, EntryKind)>, StorageError>;
+
+    /// Tells which of these disks, given as QEMU is, is `what` or stands on it through
+    /// its backing files. A disk that can't be read counts only for itself. What in a
+    /// Ceph cluster stands on an image the cluster knows.
+    fn stands_on(
+        &self,
+        what: &DiskSource,
+        disks: &[String],
+    ) -> Result<Option<String>, StorageError>;
 
     /// Removes what a former process left half made, and returns the names.
     ///

@@ -3,7 +3,7 @@
 use super::guest::{BootSector, LINE, until};
 use kvmlet::libvirt::{
     Callbacks, DiskCache, DiskSpec, DomainAccelerator, DomainChange, DomainEvent, DomainSpec,
-    DomainState, Host, HypervisorUri, Metadata, Power, VncSpec,
+    DomainState, Host, HypervisorUri, Metadata, Owner, Power, VncSpec,
 };
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::hardware::{Cpu, Firmware};
@@ -14,6 +14,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+use uuid::Uuid;
+
+/// What the tests' domains are marked with.
+pub(crate) const OWNER: Owner = Owner {
+    node: Uuid::from_u128(0x6e6f_6465),
+    agent: Uuid::from_u128(0x0061_6765_6e74),
+};
 
 /// Every event so far, in order.
 #[derive(Default)]
@@ -57,7 +64,7 @@ impl Bench {
             on_close: Arc::new(|reason| panic!("the embedded driver went away: {reason:?}")),
         };
         Self {
-            host: Host::open(&uri, 3, callbacks).unwrap(),
+            host: Host::open(&uri, OWNER, 3, callbacks).unwrap(),
             root,
             log,
         }

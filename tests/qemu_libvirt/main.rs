@@ -20,7 +20,7 @@ use guest::{BootSector, until};
 use host::Bench;
 use kvmlet::libvirt::{
     Begin, DiskCache, DiskSpec, DomainChange, ErrorKind, NicSpec, OffReason, PauseReason, Power,
-    RunReason, StartedBy, SuspendedBy,
+    Restore, RunReason, StartedBy, SuspendedBy,
 };
 use kvmlet::model::hardware::{Cpu, Firmware};
 use kvmlet::model::nic::NicModel;
@@ -102,11 +102,13 @@ fn a_guest_starts_pauses_resumes_and_is_forced_off(bench: &Bench) {
     let host = &bench.host;
     assert!(matches!(vm.power(), Power::Off(_)));
 
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     vm.expect(&DomainChange::Started(StartedBy::Boot));
     assert_eq!(vm.power(), Power::Running(RunReason::Booted));
     assert_eq!(
-        host.start(vm.id, Begin::Running).unwrap_err().kind,
+        host.start(vm.id, Begin::Running, Restore::IfSaved)
+            .unwrap_err()
+            .kind,
         ErrorKind::InvalidState
     );
     assert_eq!(
@@ -139,7 +141,7 @@ fn a_display_is_locked_until_a_password_is_set_and_after_it_expires(bench: &Benc
             .kind,
         ErrorKind::InvalidState
     );
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     let display = host.vnc(vm.id).unwrap().expect("an open display");
     assert!(display.address.is_loopback());
     for password in ["", "secret"] {
@@ -188,7 +190,10 @@ fn a_display_is_locked_until_a_password_is_set_and_after_it_expires(bench: &Benc
 
 fn a_screenshot_is_a_png(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
-    bench.host.start(vm.id, Begin::Running).unwrap();
+    bench
+        .host
+        .start(vm.id, Begin::Running, Restore::IfSaved)
+        .unwrap();
     let picture = bench.host.screenshot(vm.id).unwrap();
     let reader = png::Decoder::new(std::io::Cursor::new(picture))
         .read_info()
@@ -205,7 +210,7 @@ fn a_screenshot_is_a_png(bench: &Bench) {
 fn saved_memory_is_restored_and_the_guest_runs_on(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
     let host = &bench.host;
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     vm.wait_for_console(1);
     host.suspend(vm.id).unwrap();
     host.managed_save(vm.id).unwrap();
@@ -215,7 +220,7 @@ fn saved_memory_is_restored_and_the_guest_runs_on(bench: &Bench) {
     assert_eq!(state.power, Power::Off(OffReason::Saved));
     assert!(host.list().unwrap().contains(&state));
 
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     vm.expect(&DomainChange::Started(StartedBy::Restore));
     let state = vm.state();
     assert!(!state.managed_save);
@@ -228,13 +233,16 @@ fn saved_memory_is_restored_and_the_guest_runs_on(bench: &Bench) {
     host.managed_save(vm.id).unwrap();
     host.discard_managed_save(vm.id).unwrap();
     host.discard_managed_save(vm.id).expect("none is success");
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     vm.wait_for_console(2);
 }
 
 fn a_killed_qemu_is_told_as_a_crash(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
-    bench.host.start(vm.id, Begin::Running).unwrap();
+    bench
+        .host
+        .start(vm.id, Begin::Running, Restore::IfSaved)
+        .unwrap();
     kill(bench.qemu(vm.id), Signal::SIGKILL).unwrap();
     // libvirt's event says less than the state that is read after it.
     vm.expect(&DomainChange::Stopped(OffReason::Failed));
@@ -243,7 +251,10 @@ fn a_killed_qemu_is_told_as_a_crash(bench: &Bench) {
 
 fn a_guest_that_powers_itself_off_is_told_as_shut_down(bench: &Bench) {
     let vm = bench.define(BootSector::PowerOff);
-    bench.host.start(vm.id, Begin::Running).unwrap();
+    bench
+        .host
+        .start(vm.id, Begin::Running, Restore::IfSaved)
+        .unwrap();
     vm.expect(&DomainChange::Stopped(OffReason::Shutdown));
     assert_eq!(vm.power(), Power::Off(OffReason::Shutdown));
 }
@@ -251,10 +262,10 @@ fn a_guest_that_powers_itself_off_is_told_as_shut_down(bench: &Bench) {
 fn the_console_log_is_appended_to_and_may_be_cut_at_any_time(bench: &Bench) {
     let vm = bench.define(BootSector::Idle);
     let host = &bench.host;
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     vm.wait_for_console(1);
     host.destroy(vm.id).unwrap();
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     vm.wait_for_console(2);
 
     std::fs::File::options()
@@ -275,14 +286,14 @@ fn metadata_is_written_to_a_running_domain_and_its_definition(bench: &Bench) {
     let host = &bench.host;
     let mut metadata = vm.state().metadata.expect("what it was defined with");
     assert_eq!(metadata, vm.spec.metadata);
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     metadata.generation += 1;
     metadata.record = "{\"a\":\"<&>'\\\" \r\n\t ü\"}".to_owned();
     host.set_metadata(vm.id, &metadata, "title", "description")
         .unwrap();
-    assert_eq!(vm.state().metadata.as_ref(), Some(&metadata));
+    assert_eq!(vm.state().metadata.as_ref(), Ok(&metadata));
     host.destroy(vm.id).unwrap();
-    assert_eq!(vm.state().metadata.as_ref(), Some(&metadata));
+    assert_eq!(vm.state().metadata.as_ref(), Ok(&metadata));
 
     let disks = host.disks(vm.id).unwrap();
     assert_eq!(disks.len(), 1);
@@ -296,7 +307,7 @@ fn a_uefi_guest_with_a_network_starts_and_leaves_no_variables_behind(bench: &Ben
         spec.nics = vec![guest::user_nic(spec.id)];
     });
     let host = &bench.host;
-    host.start(vm.id, Begin::Running).unwrap();
+    host.start(vm.id, Begin::Running, Restore::IfSaved).unwrap();
     assert!(vm.power().is_active());
     assert_eq!(bench.nvram_files(vm.id), 1);
     host.destroy(vm.id).unwrap();
@@ -352,7 +363,10 @@ fn a_guest_with_every_kind_of_device_starts_on_the_older_board(bench: &Bench) {
             })
             .to_vec();
     });
-    bench.host.start(vm.id, Begin::Running).unwrap();
+    bench
+        .host
+        .start(vm.id, Begin::Running, Restore::IfSaved)
+        .unwrap();
     // It boots what lies below the overlay.
     vm.wait_for_console(1);
     let targets: Vec<_> = bench

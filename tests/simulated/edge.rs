@@ -8,6 +8,7 @@ use kvmlet::config::Config;
 use kvmlet::door::{Door, Listeners};
 use kvmlet::grpc;
 use kvmlet::journal::Journal;
+use kvmlet::libvirt::Owner;
 use kvmlet::model::access::Role;
 use kvmlet::proto::v1::image_service_client::ImageServiceClient;
 use kvmlet::proto::v1::node_service_client::NodeServiceClient;
@@ -79,8 +80,13 @@ impl Edge {
         ));
         let ledger = Arc::new(Ledger::new(journal, gate.clone()));
         let stopping = CancellationToken::new();
-        let hypervisor =
-            Hypervisor::new(uri, config.hypervisor.connections, PATIENCE, gate.clone());
+        let hypervisor = Hypervisor::new(
+            uri,
+            Owner::at(Uuid::nil(), &config.journal.path),
+            config.hypervisor.connections,
+            PATIENCE,
+            gate.clone(),
+        );
         let core = Arc::new(Core {
             hypervisor: Arc::new(hypervisor),
             pools: Pools::new(&config, gate.clone(), Uuid::from_u128(1)),

@@ -147,5 +147,6 @@ const fn detail(detail: Option<Detail>) -> wire::CauseDetail {
         Some(Detail::NoSpace) => wire::CauseDetail::NoSpace,
         Some(Detail::HypervisorAway) => wire::CauseDetail::HypervisorAway,
         Some(Detail::HypervisorBack) => wire::CauseDetail::HypervisorBack,
+        Some(Detail::Drift) => wire::CauseDetail::Drift,
     }
 }

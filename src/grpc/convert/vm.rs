@@ -5,7 +5,7 @@ use super::{hardware, invalid, nic, unknown_value, volume};
 use crate::model::fault::Fault;
 use crate::model::lifecycle::{self, Resting, StateReason};
 use crate::model::operation::OperationKind;
-use crate::model::view::View;
+use crate::model::view::{Condition, Standing, View};
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::VolumeAttachment;
 use crate::proto::v1 as wire;
@@ -28,6 +28,7 @@ pub(in super::super) fn shown(view: &View, host: Uuid) -> Option<wire::Vm> {
         .current
         .map(|(id, _)| id.to_string())
         .unwrap_or_default();
+    shown.conditions = view.conditions.iter().map(condition).collect();
     if let (Some(vnc), Some(endpoint)) = (&mut shown.vnc, &view.vnc) {
         vnc.address = endpoint.address.to_string();
         vnc.port = endpoint.port.into();
@@ -37,6 +38,19 @@ pub(in super::super) fn shown(view: &View, host: Uuid) -> Option<wire::Vm> {
         nic.guest_ip_addresses = addresses.map(ToString::to_string).collect();
     }
     Some(shown)
+}
+
+fn condition((condition, standing): (&Condition, &Standing)) -> wire::VmCondition {
+    let kind = match condition {
+        Condition::Drifted => wire::VmConditionType::Drifted,
+        Condition::DomainForeign => wire::VmConditionType::DomainForeign,
+        Condition::SavedMemoryUnreadable => wire::VmConditionType::SavedMemoryUnreadable,
+    };
+    wire::VmCondition {
+        r#type: kind.into(),
+        details: standing.details.clone(),
+        last_transition_time: Some(timestamp(standing.since)),
+    }
 }
 
 /// The id that a VM is sorted by; nil if it has no record.
@@ -127,6 +141,7 @@ fn record(vm: &Vm, resting: Resting, host: Uuid) -> wire::Vm {
         Life::Making | Life::Present | Life::Failed | Life::Expunging => (None, None),
     };
     wire::Vm {
+        conditions: Vec::new(),
         id: vm.id.to_string(),
         name: vm.name.clone(),
         description: vm.description.clone(),

@@ -4,6 +4,7 @@
 //! it. What XML 1.0 can't carry (control characters) is refused, because there
 //! is no way to escape it.
 
+pub(super) mod edit;
 mod element;
 pub(super) mod host;
 pub(super) mod read;

@@ -3,6 +3,7 @@
 
 use super::AGENT_CHANNEL;
 use super::spec::Metadata;
+use crate::libvirt::owner::Owner;
 use crate::model::view::VncEndpoint;
 use roxmltree::{Document, Node};
 
@@ -26,6 +27,8 @@ pub struct AttachedDisk {
     pub source: Option<String>,
     /// Its serial number.
     pub serial: Option<String>,
+    /// It is being copied, merged or moved now.
+    pub is_copied: bool,
 }
 
 pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
@@ -38,7 +41,7 @@ pub(super) fn at<'a, 'i>(node: Node<'a, 'i>, path: &[&str]) -> Option<Node<'a, '
 }
 
 /// Every element called `name` among a domain's devices.
-fn devices<'a, 'i>(
+pub(super) fn devices<'a, 'i>(
     document: &'a Document<'i>,
     name: &'a str,
 ) -> impl Iterator<Item = Node<'a, 'i>> {
@@ -47,20 +50,32 @@ fn devices<'a, 'i>(
         .flat_map(move |devices| devices.children().filter(move |n| n.has_tag_name(name)))
 }
 
-/// Our metadata element. libvirt returns it with or without its namespace.
-pub(in super::super) fn metadata(xml: &str) -> Result<Metadata, Unreadable> {
+/// Our metadata element, with the mark in it, if it has one. libvirt returns it with or
+/// without its namespace.
+pub(in super::super) fn metadata(xml: &str) -> Result<(Metadata, Option<Owner>), Unreadable> {
     let document = Document::parse(xml)?;
     let vm = document.root_element();
     let id = vm.attribute("id").and_then(|id| id.parse().ok());
     let generation = vm.attribute("generation").and_then(|g| g.parse().ok());
-    Ok(Metadata {
+    let owner = match (vm.attribute("node"), vm.attribute("agent")) {
+        (None, None) => None,
+        (node, agent) => {
+            let uuid = |text: Option<&str>| text.and_then(|text| text.parse().ok());
+            Some(Owner {
+                node: uuid(node).ok_or(Unreadable::Missing("node"))?,
+                agent: uuid(agent).ok_or(Unreadable::Missing("agent"))?,
+            })
+        }
+    };
+    let metadata = Metadata {
         id: id.ok_or(Unreadable::Missing("id"))?,
         generation: generation.ok_or(Unreadable::Missing("generation"))?,
         record: vm
             .children()
             .filter_map(|n| n.is_text().then(|| n.text()).flatten())
             .collect(),
-    })
+    };
+    Ok((metadata, owner))
 }
 
 pub(in super::super) fn disks(xml: &str) -> Result<Vec<AttachedDisk>, Unreadable> {
@@ -79,6 +94,7 @@ pub(in super::super) fn disks(xml: &str) -> Result<Vec<AttachedDisk>, Unreadable
                 serial: child(disk, "serial")
                     .and_then(|s| s.text())
                     .map(str::to_owned),
+                is_copied: child(disk, "mirror").is_some(),
             })
         })
         .collect()

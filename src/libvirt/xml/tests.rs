@@ -4,6 +4,7 @@ use super::spec::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
 };
 use super::{METADATA_NAMESPACE, read, write};
+use crate::libvirt::owner::Owner;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Cpu, Firmware};
 use crate::model::ids::{ImageId, NicId, VmId};
@@ -19,6 +20,11 @@ use roxmltree::{Document, Node};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use uuid::Uuid;
+
+const OWNER: Owner = Owner {
+    node: Uuid::from_u128(0x6e6f_6465),
+    agent: Uuid::from_u128(0x0061_6765_6e74),
+};
 
 fn spec() -> DomainSpec {
     let id = VmId::random();
@@ -73,7 +79,7 @@ fn nic(attachment: Attachment, mtu: Option<u32>) -> NicSpec {
 }
 
 fn written(spec: &DomainSpec) -> String {
-    write::domain(spec).expect("a spec that can be written")
+    write::domain(spec, OWNER).expect("a spec that can be written")
 }
 
 /// The names of all elements and attributes, without their values.
@@ -250,8 +256,8 @@ proptest! {
         prop_assert_eq!(value(&xml, "devices/disk/source/@file").unwrap(), path.clone());
         prop_assert_eq!(value(&xml, "devices/serial/log/@file").unwrap(), path.clone());
         prop_assert_eq!(read::disks(&xml).unwrap()[0].source.clone(), Some(path));
-        let element = write::metadata(&odd.metadata).unwrap();
-        prop_assert_eq!(read::metadata(&element).unwrap(), odd.metadata);
+        let element = write::metadata(&odd.metadata, Some(OWNER)).unwrap();
+        prop_assert_eq!(read::metadata(&element).unwrap(), (odd.metadata, Some(OWNER)));
     }
 
     #[test]
@@ -302,7 +308,7 @@ proptest! {
             .descendants()
             .find(|n| n.tag_name().namespace() == Some(METADATA_NAMESPACE))
             .unwrap();
-        let found = read::metadata(&xml[ours.range()]).unwrap();
+        let (found, _) = read::metadata(&xml[ours.range()]).unwrap();
         prop_assert_eq!(serde_json::from_str::<CreateVm>(&found.record).unwrap(), wish);
     }
 
@@ -322,7 +328,7 @@ proptest! {
         let illegal = char::from_u32(illegal).unwrap();
         let mut spec = spec();
         spec.description = format!("{before}{illegal}");
-        prop_assert_eq!(write::domain(&spec), Err(XmlError::Character(illegal)));
+        prop_assert_eq!(write::domain(&spec, OWNER), Err(XmlError::Character(illegal)));
     }
 }
 
@@ -331,7 +337,7 @@ fn a_title_has_one_line() {
     for title in ["a\nb", "a\rb"] {
         let mut spec = spec();
         spec.title = title.to_owned();
-        assert_eq!(write::domain(&spec), Err(XmlError::TitleLines));
+        assert_eq!(write::domain(&spec, OWNER), Err(XmlError::TitleLines));
     }
 }
 
@@ -345,7 +351,10 @@ fn the_metadata_has_our_namespace() {
         .find(|n| n.tag_name().namespace() == Some(METADATA_NAMESPACE))
         .expect("our element");
     assert_eq!(ours.parent().unwrap().tag_name().name(), "metadata");
-    assert_eq!(read::metadata(&xml[ours.range()]).unwrap(), spec.metadata);
+    assert_eq!(
+        read::metadata(&xml[ours.range()]).unwrap(),
+        (spec.metadata, Some(OWNER))
+    );
 }
 
 #[test]
@@ -487,7 +496,7 @@ fn interfaces_are_written_by_where_they_plug_in() {
     )];
     assert!(written(&spec).contains("network=\"default\""));
     spec.nics = vec![nic(Attachment::User, Some(9000))];
-    assert_eq!(write::domain(&spec), Err(XmlError::UserMtu));
+    assert_eq!(write::domain(&spec, OWNER), Err(XmlError::UserMtu));
 }
 
 #[test]

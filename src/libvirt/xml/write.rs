@@ -10,6 +10,7 @@ use super::spec::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
 };
 use super::{AGENT_CHANNEL, METADATA_NAMESPACE};
+use crate::libvirt::owner::Owner;
 use crate::model::hardware::{Cpu, Firmware};
 use crate::model::nic::Attachment;
 use crate::model::time::Timestamp;
@@ -42,24 +43,32 @@ fn path_text(path: &Path) -> Result<String, XmlError> {
 
 /// Our element for a domain's metadata as `virDomainSetMetadata` wants it:
 /// without its namespace, which libvirt adds.
-pub(in super::super) fn metadata(metadata: &Metadata) -> Result<String, XmlError> {
-    metadata_content(el("vm"), metadata).to_xml()
+pub(in super::super) fn metadata(
+    metadata: &Metadata,
+    owner: Option<Owner>,
+) -> Result<String, XmlError> {
+    metadata_content(el("vm"), metadata, owner).to_xml()
 }
 
-fn metadata_element(metadata: &Metadata) -> Element {
+fn metadata_element(metadata: &Metadata, owner: Owner) -> Element {
     let element = el("kvmlet:vm").with("xmlns:kvmlet", METADATA_NAMESPACE);
-    metadata_content(element, metadata)
+    metadata_content(element, metadata, Some(owner))
 }
 
-fn metadata_content(element: Element, metadata: &Metadata) -> Element {
+fn metadata_content(element: Element, metadata: &Metadata, owner: Option<Owner>) -> Element {
+    let mut element = element.with("id", metadata.id.to_string());
+    if let Some(owner) = owner {
+        element = element
+            .with("node", owner.node.to_string())
+            .with("agent", owner.agent.to_string());
+    }
     element
-        .with("id", metadata.id.to_string())
         .with("generation", metadata.generation.to_string())
         .text(metadata.record.as_str())
 }
 
 /// The whole definition of a domain.
-pub(in super::super) fn domain(spec: &DomainSpec) -> Result<String, XmlError> {
+pub(in super::super) fn domain(spec: &DomainSpec, owner: Owner) -> Result<String, XmlError> {
     check_title(&spec.title)?;
     let x86 = matches!(spec.arch.as_str(), "x86_64" | "i686");
     let simulated = spec.accelerator == DomainAccelerator::Test;
@@ -75,7 +84,7 @@ pub(in super::super) fn domain(spec: &DomainSpec) -> Result<String, XmlError> {
         .child(el("uuid").text(spec.id.to_string()))
         .children(optional("title", &spec.title))
         .children(optional("description", &spec.description))
-        .child(el("metadata").child(metadata_element(&spec.metadata)))
+        .child(el("metadata").child(metadata_element(&spec.metadata, owner)))
         .child(
             el("memory")
                 .with("unit", "b")
@@ -217,7 +226,7 @@ fn console(name: &'static str, log: &Path) -> Result<Element, XmlError> {
 }
 
 /// `vda`, ..., `vdz`, `vdaa`: the numbering has no zero.
-fn target_name(index: u32) -> String {
+pub(in super::super) fn target_name(index: u32) -> String {
     let mut letters = Vec::new();
     let mut rest = u64::from(index) + 1;
     while rest > 0 {

@@ -13,7 +13,6 @@ mod volumes;
 use super::capacity;
 use super::core::Core;
 use super::current::Offered;
-use super::domains::domain_name;
 use super::fault::internal;
 use super::gate::Lane;
 use crate::config::VmSettings;
@@ -317,22 +316,32 @@ pub async fn new_root(
     Ok(volume)
 }
 
-/// Refuses the id of an orphan: defining its domain anew would take it over, and
-/// undoing that would remove it. libvirt itself refuses a domain of another name.
+/// Refuses the id of a domain that is on the host and not this VM's: defining it anew
+/// would take it over, and undoing that would remove it.
 async fn check_domain(core: &Core, id: VmId, wish: &CreateVm) -> Result<(), Fault> {
-    let recorded = core.vms.get(id).is_ok();
-    if recorded || wish.vm_id.is_none() {
+    if wish.vm_id.is_none() {
         return Ok(());
     }
+    let recorded = core.vms.get(id).is_ok();
     let found = core
         .hypervisor
         .call(Lane::Read, move |host| host.get(id))
         .await?;
-    if found.is_none_or(|domain| domain.metadata.is_none() && domain.name != domain_name(id)) {
-        return Ok(());
+    let Some(domain) = found else { return Ok(()) };
+    match &domain.metadata {
+        Ok(_) if recorded => Ok(()),
+        Ok(_) => {
+            let problem = "is the id of a domain on this host that is in no record";
+            Err(Fault::field(Reason::VmExists, "vm_id", problem).with("vm_id", id))
+        }
+        Err(whose) => {
+            let problem =
+                format!("is the id of a domain on this host that is not kvmlet's: {whose}");
+            Err(Fault::field(Reason::DomainForeign, "vm_id", problem)
+                .with("vm_id", id)
+                .with("domain", &domain.name))
+        }
     }
-    let problem = "is the id of a domain on this host that is in no record";
-    Err(Fault::field(Reason::VmExists, "vm_id", problem).with("vm_id", id))
 }
 
 /// Refuses text that XML can't carry: it would be lost in the domain.

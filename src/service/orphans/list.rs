@@ -189,13 +189,14 @@ fn file_orphan(
 
 /// What a domain is, if it is no VM's.
 pub(in super::super) fn domain_orphan(records: &Records, domain: &DomainState) -> Option<Orphan> {
-    if records.has_vm(domain.id) {
+    // What is foreign under a VM's id is none of the VM's.
+    if domain.is_ours() && records.has_vm(domain.id) {
         return None;
     }
     let name: String = domain.name.chars().take(SHOWN).collect();
     let state = format!("{:?} {:?}", domain.power.is_active(), domain.managed_save);
     let (kind, number, time, evidence) = match &domain.metadata {
-        Some(metadata) => (
+        Ok(metadata) => (
             OrphanKind::Domain,
             metadata.generation,
             made(&metadata.record),
@@ -209,12 +210,7 @@ pub(in super::super) fn domain_orphan(records: &Records, domain: &DomainState) -
                 }
             ),
         ),
-        None => (
-            OrphanKind::ForeignDomain,
-            0,
-            None,
-            "it carries no metadata of kvmlet's".to_owned(),
-        ),
+        Err(foreign) => (OrphanKind::ForeignDomain, 0, None, foreign.to_string()),
     };
     Some(Orphan {
         id: id(kind, "", &domain.id.to_string()),

@@ -19,12 +19,11 @@ pub(super) use records::Records;
 use super::core::Core;
 use super::gate::Lane;
 use super::operations::LiveOperation;
+use super::usage::{Thing, Users};
 use crate::model::fault::Fault;
 use crate::model::ids::{ImageId, OrphanId};
 use crate::model::orphan::{Orphan, OrphanKind};
 use crate::model::reason::Reason;
-use crate::model::volume::DiskSource;
-use crate::storage::EntryKind;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
@@ -167,55 +166,12 @@ pub(super) async fn prove(core: &Core, orphan: &Orphan) -> Result<(), Fault> {
     }
 }
 
-/// Refuses to remove a file that a disk of any domain, ours or not, or any volume
-/// of the pools is or stands on.
+/// Refuses to remove a file that a disk of any domain, ours or not, or any file of the
+/// pools is or stands on.
 async fn no_disk_stands_on(core: &Core, orphan: &Orphan) -> Result<(), Fault> {
-    let domains = core
-        .hypervisor
-        .call(Lane::Read, |host| host.all_disks())
-        .await?;
-    let mut owners: HashMap<String, String> = HashMap::new();
-    for domain in domains {
-        for source in domain.sources {
-            let owner = format!("the domain {}", domain.name);
-            owners.insert(source, owner);
-        }
-    }
-    for entry in core.pools.all() {
-        let own = (entry.pool.name() == orphan.pool).then(|| orphan.name.clone());
-        if entry.measured().trouble.is_some() && own.is_none() {
-            continue;
-        }
-        let volumes = core
-            .pools
-            .call(entry.pool.name(), move |pool, _| {
-                let mut paths = Vec::new();
-                for entry in pool.entries()? {
-                    if let EntryKind::Volume(id) = entry.kind
-                        && own.as_ref() != Some(&entry.name)
-                        && let DiskSource::File(path) = pool.volume_source(&id.into())
-                    {
-                        paths.push((path.display().to_string(), id));
-                    }
-                }
-                Ok(paths)
-            })
-            .await?;
-        for (path, id) in volumes {
-            owners
-                .entry(path)
-                .or_insert_with(|| format!("the volume {id}"));
-        }
-    }
-    let (name, disks) = (
-        orphan.name.clone(),
-        owners.keys().cloned().collect::<Vec<_>>(),
-    );
-    let user = core
-        .pools
-        .call(&orphan.pool, move |pool, _| pool.stands_on(&name, &disks))
-        .await?;
-    match user.and_then(|disk| owners.remove(&disk)) {
+    let users = Users::read(core, None).await?;
+    let thing = Thing::Entry(orphan.name.clone());
+    match users.of(core, &orphan.pool, &thing).await? {
         Some(owner) => Err(in_use(orphan, &format!("{owner} uses it"))),
         None => Ok(()),
     }

@@ -2,6 +2,7 @@
 
 use super::place::verify_place;
 use super::power::StartGuest;
+use crate::libvirt::{DomainState, Restore};
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
@@ -11,10 +12,12 @@ use crate::model::volume::VolumeRef;
 use crate::pace;
 use crate::service::cell::Cell;
 use crate::service::domains;
+use crate::service::drift;
 use crate::service::gate::Lane;
 use crate::service::image_cache;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use crate::service::pools::Work;
+use crate::service::usage;
 use crate::storage::Task;
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -47,6 +50,7 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
     }
     plan.push(Box::new(DefineDomain {
         cell: cell.clone(),
+        from: vm.clone(),
         vm: Vm {
             life: Life::Present,
             ..vm.clone()
@@ -58,6 +62,7 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
             cell,
             undo_stops: true,
             new_root: None,
+            restore: Restore::IfSaved,
         }));
     }
     plan
@@ -208,6 +213,8 @@ impl Step for MakeVolume {
 /// # Errors
 /// `VOLUME_IN_USE`, and as any call to a pool.
 pub(super) async fn remove_volume(run: &Run, pool: &str, volume: &VolumeRef) -> Result<(), Fault> {
+    usage::check_volume(&run.core, pool, volume).await?;
+    run.reach("remove-volume.unused").await?;
     let until = Instant::now() + pace::dead_client();
     let mut alone = false;
     loop {
@@ -244,9 +251,13 @@ pub(super) async fn remove_volume(run: &Run, pool: &str, volume: &VolumeRef) -> 
     }
 }
 
-/// Defines a VM's domain as its record says.
+/// Defines a VM's domain as its record says. In a definition that is there, what
+/// changes is what differs between the two records; all else stays as it is.
 pub(super) struct DefineDomain {
     pub(super) cell: Arc<Cell>,
+    /// The record that the definition may still be made from.
+    pub(super) from: Vm,
+    /// The record that it shall be made from.
     pub(super) vm: Vm,
 }
 
@@ -267,15 +278,37 @@ impl Step for DefineDomain {
             .hypervisor
             .call(Lane::Read, move |host| host.get(id))
             .await?;
-        Ok(found.is_some_and(|domain| domain.metadata == Some(wanted)))
+        Ok(found.is_some_and(|domain| domain.metadata == Ok(wanted)))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let spec = domains::spec(&run.core, &self.vm)?;
-        run.core
+        let from = domains::spec(&run.core, &self.from)?;
+        let next = domains::spec(&run.core, &self.vm)?;
+        let id = self.cell.id;
+        let done = run
+            .core
             .hypervisor
-            .call(Lane::Control, move |host| host.define(&spec))
-            .await
+            .call(Lane::Control, move |host| {
+                let Some(found) = host.definition(id)? else {
+                    return host.define(&next).map(Ok);
+                };
+                let of_next = found.differences(&next);
+                let is_next = of_next.of_data.is_empty()
+                    && found.generation == Some(next.metadata.generation);
+                if !is_next {
+                    let of_from = found.differences(&from);
+                    if of_from.of_data.is_empty() {
+                        return host.redefine(&found, &from, &next).map(Ok);
+                    }
+                }
+                if of_next.of_data.is_empty() {
+                    host.redefine(&found, &next, &next).map(Ok)
+                } else {
+                    Ok(Err(found.differences(&from)))
+                }
+            })
+            .await?;
+        done.map_err(|differences| drift::refusal(&differences))
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
@@ -286,7 +319,7 @@ impl Step for DefineDomain {
             .call(Lane::Read, move |host| host.get(id))
             .await?;
         // A domain under our id that is not ours was there before us.
-        let Some(domain) = there.filter(|domain| domain.metadata.is_some()) else {
+        let Some(domain) = there.filter(DomainState::is_ours) else {
             return Ok(Undone::Nothing);
         };
         if domain.power.is_active() {

@@ -15,6 +15,7 @@ use crate::service::gate::Lane;
 use crate::service::image_cache;
 use crate::service::plan::{self, Plan, Run, Step, Undone};
 use crate::service::pools::Work;
+use crate::service::usage;
 use crate::storage::EntryKind;
 use crate::storage::{
     CheckedSource, ImageFile, ImageSource, SourcePolicy, SourceRequest, StorageErrorKind, Task,
@@ -375,6 +376,8 @@ impl Step for RemoveImage {
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.id;
+        usage::check_image(&run.core, &self.pool, id).await?;
+        run.reach("remove-image.unused").await?;
         run.core
             .pools
             .call(&self.pool, move |pool, _| pool.delete_image(id))

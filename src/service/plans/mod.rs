@@ -7,6 +7,7 @@ mod create;
 mod disks;
 pub(super) mod images;
 pub(super) mod maintenance;
+mod memory;
 pub(super) mod orphans;
 mod place;
 mod power;
@@ -62,7 +63,7 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
             discard_saved_memory,
         } => {
             if *discard_saved_memory {
-                power::discard_saved(cell)
+                memory::discard(cell)
             } else {
                 stop::plan(cell, *policy)
             }
@@ -71,7 +72,7 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
         Intent::ResetVm => power::reset(cell),
         Intent::PauseVm => power::pause(cell),
         Intent::ResumeVm => power::resume(cell),
-        Intent::SaveVm => power::save(cell),
+        Intent::SaveVm => memory::save(cell),
         Intent::ReplaceRootVolume {
             new_root,
             before,

@@ -140,6 +140,9 @@ impl RemoveOrphan {
             .call(Lane::Read, move |host| host.get(id))
             .await?;
         let Some(found) = found else { return Ok(()) };
+        if !found.is_ours() {
+            return Err(orphans::stale(orphan));
+        }
         let now = orphans::domain_orphan(&Records::read(&run.core), &found);
         if now.is_none_or(|now| now.generation != orphan.generation) {
             return Err(orphans::stale(orphan));

@@ -1,7 +1,10 @@
-//! Start, pause, resume, save, reset, reboot: one step each.
+//! Start, pause, resume, reset, reboot: one step each.
 
 use super::disks;
-use crate::libvirt::{Begin, ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Sighting};
+use super::memory::{self, DiscardSaved};
+use crate::libvirt::{
+    Begin, ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Restore, Sighting,
+};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::nic::Attachment;
@@ -20,19 +23,22 @@ const HALF_DONE: Duration = Duration::from_millis(100);
 
 pub(super) fn start(cell: Arc<Cell>, discard_saved: bool) -> Plan {
     let mut plan = Plan::new();
-    if discard_saved {
-        plan.push(Box::new(DiscardSaved { cell: cell.clone() }));
-    }
+    let restore = if discard_saved {
+        plan.push(Box::new(DiscardSaved {
+            cell: cell.clone(),
+            starts: true,
+        }));
+        Restore::Never
+    } else {
+        Restore::IfSaved
+    };
     plan.push(Box::new(StartGuest {
         cell,
         undo_stops: false,
         new_root: None,
+        restore,
     }));
     plan
-}
-
-pub(super) fn discard_saved(cell: Arc<Cell>) -> Plan {
-    vec![Box::new(DiscardSaved { cell })]
 }
 
 pub(super) fn reboot(cell: Arc<Cell>) -> Plan {
@@ -49,10 +55,6 @@ pub(super) fn pause(cell: Arc<Cell>) -> Plan {
 
 pub(super) fn resume(cell: Arc<Cell>) -> Plan {
     vec![Box::new(Resume { cell })]
-}
-
-pub(super) fn save(cell: Arc<Cell>) -> Plan {
-    vec![Box::new(Save { cell })]
 }
 
 /// Looks at the VM's domain.
@@ -137,6 +139,8 @@ pub(super) struct StartGuest {
     /// The root volume that the operation switches to. A guest that runs on
     /// another was not started by it, and undoing leaves it alone.
     pub(super) new_root: Option<VolumeId>,
+    /// What happens to saved memory.
+    pub(super) restore: Restore,
 }
 
 #[async_trait]
@@ -154,11 +158,13 @@ impl Step for StartGuest {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        has_started(run, &self.cell).await
+        // A guest that was restored and not yet let go on is not up.
+        Ok(has_started(run, &self.cell).await?
+            && !memory::is_held(domain(run, &self.cell).await?.power))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        start_guest(run, &self.cell, Begin::Running).await
+        start_guest(run, &self.cell, Begin::Running, self.restore).await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
@@ -178,30 +184,52 @@ impl Step for StartGuest {
 }
 
 /// Starts the domain.
-pub(super) async fn start_guest(run: &Run, cell: &Cell, begin: Begin) -> Result<(), Fault> {
-    disks::get_ready(run, cell).await?;
-    start_networks(run, cell).await?;
-    let id = cell.id;
+pub(super) async fn start_guest(
+    run: &Run,
+    cell: &Cell,
+    begin: Begin,
+    restore: Restore,
+) -> Result<(), Fault> {
     let host = run.core.node.id();
-    // Restoring reads the guest's whole memory.
-    let saved = domain(run, cell).await?.managed_save;
-    let lane = if saved { Lane::Memory } else { Lane::Control };
+    let seen = domain(run, cell).await?;
+    if !memory::is_held(seen.power) {
+        disks::get_ready(run, cell).await?;
+        start_networks(run, cell).await?;
+        if !seen.managed_save || restore == Restore::Never {
+            begin_guest(run, cell, begin, restore, Lane::Control).await?;
+            cell.edit(|vm| vm.last_host_id = Some(host));
+            return Ok(());
+        }
+        memory::restore(run, cell).await?;
+    }
+    cell.edit(|vm| vm.last_host_id = Some(host));
+    if begin == Begin::Running {
+        memory::let_go_on(run, cell).await?;
+    }
+    Ok(())
+}
+
+/// Makes libvirt start the domain.
+pub(super) async fn begin_guest(
+    run: &Run,
+    cell: &Cell,
+    begin: Begin,
+    restore: Restore,
+    lane: Lane,
+) -> Result<(), Fault> {
+    let id = cell.id;
     let answer = run
         .core
         .hypervisor
-        .try_call(lane, move |host| host.start(id, begin))
+        .try_call(lane, move |host| host.start(id, begin, restore))
         .await?;
-    match answer {
-        Ok(()) => {
-            cell.edit(|vm| vm.last_host_id = Some(host));
-            Ok(())
-        }
-        Err(error) => Err(refused(
+    answer.map_err(|error| {
+        refused(
             &error,
             Reason::StartFailed,
             "the hypervisor could not start the VM",
-        )),
-    }
+        )
+    })
 }
 
 /// Starts libvirt's networks that the guest plugs into: distributions define one and
@@ -228,13 +256,15 @@ async fn start_networks(run: &Run, cell: &Cell) -> Result<(), Fault> {
 }
 
 /// An error that has a reason of its own here, unless it is about the link.
-fn refused(error: &LibvirtError, reason: Reason, words: &str) -> Fault {
+pub(super) fn refused(error: &LibvirtError, reason: Reason, words: &str) -> Fault {
     tracing::warn!(error = chain(error), "libvirt call failed");
     let fault = from_libvirt(error);
     match error.kind {
         ErrorKind::Unreachable | ErrorKind::Interrupted | ErrorKind::Busy => fault,
         ErrorKind::NotFound
         | ErrorKind::AlreadyExists
+        | ErrorKind::Foreign
+        | ErrorKind::WouldLose
         | ErrorKind::InvalidState
         | ErrorKind::Unsupported
         | ErrorKind::Invalid
@@ -242,38 +272,6 @@ fn refused(error: &LibvirtError, reason: Reason, words: &str) -> Fault {
         | ErrorKind::Denied
         | ErrorKind::AgentUnavailable
         | ErrorKind::Other => Fault::new(reason, format!("{words}: {}", fault.message)),
-    }
-}
-
-/// Gives up the saved memory of a guest.
-struct DiscardSaved {
-    cell: Arc<Cell>,
-}
-
-#[async_trait]
-impl Step for DiscardSaved {
-    fn name(&self) -> &'static str {
-        "discard-saved-memory"
-    }
-
-    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        Ok(!domain(run, &self.cell).await?.managed_save)
-    }
-
-    async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let id = self.cell.id;
-        run.core
-            .hypervisor
-            .call(Lane::Control, move |host| host.discard_managed_save(id))
-            .await
-    }
-
-    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
-        Ok(Undone::Nothing)
-    }
-
-    fn is_point_of_no_return(&self) -> bool {
-        true
     }
 }
 
@@ -436,64 +434,5 @@ impl Step for Resume {
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
         Ok(Undone::Nothing)
-    }
-}
-
-/// Writes the guest's memory to a file and takes its power.
-struct Save {
-    cell: Arc<Cell>,
-}
-
-#[async_trait]
-impl Step for Save {
-    fn name(&self) -> &'static str {
-        "save-memory"
-    }
-
-    async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let domain = domain(run, &self.cell).await?;
-        Ok(domain.managed_save && !domain.power.is_active())
-    }
-
-    async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let before = domain(run, &self.cell).await?.power;
-        let Err(fault) = self.save(run).await else {
-            return Ok(());
-        };
-        // Of a saving that was cut off at its end libvirt forgets that the guest
-        // stood still before, and QEMU saves it only once it has gone on.
-        let now = domain(run, &self.cell).await;
-        let goes_on = now.is_ok_and(|domain| matches!(domain.power, Power::Running(_)));
-        if !matches!(before, Power::Paused(_)) || !goes_on {
-            return Err(fault);
-        }
-        let id = self.cell.id;
-        run.core
-            .hypervisor
-            .call(Lane::Control, move |host| host.suspend(id))
-            .await?;
-        self.save(run).await
-    }
-
-    /// libvirt lets the guest go on if saving fails.
-    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
-        Ok(Undone::Nothing)
-    }
-
-    fn is_point_of_no_return(&self) -> bool {
-        true
-    }
-}
-
-impl Save {
-    async fn save(&self, run: &Run) -> Result<(), Fault> {
-        let id = self.cell.id;
-        let answer = run
-            .core
-            .hypervisor
-            .try_call(Lane::Memory, move |host| host.managed_save(id))
-            .await?;
-        let words = "the guest's memory could not be saved; most often libvirt has no room for it";
-        answer.map_err(|error| refused(&error, Reason::SaveFailed, words))
     }
 }

@@ -18,6 +18,7 @@ use crate::service::cell::Cell;
 use crate::service::domains;
 use crate::service::gate::Lane;
 use crate::service::plan::{Plan, Run, Step, Undone};
+use crate::service::usage;
 use async_trait::async_trait;
 use std::io;
 use std::sync::Arc;
@@ -60,6 +61,7 @@ pub(super) fn recover(cell: Arc<Cell>, before: &Vm, after: Vm) -> Plan {
 pub(super) fn expunge(cell: Arc<Cell>, vm: &Vm) -> Plan {
     let mut plan: Plan = vec![
         Box::new(CheckPowerOff { cell: cell.clone() }),
+        Box::new(CheckUnused { vm: vm.clone() }),
         Box::new(MarkExpunging { cell: cell.clone() }),
         Box::new(RemoveDomain { cell: cell.clone() }),
     ];
@@ -169,6 +171,7 @@ impl BringBackDomain {
     fn define(&self) -> DefineDomain {
         DefineDomain {
             cell: self.cell.clone(),
+            from: self.before.clone(),
             vm: self.after.clone(),
         }
     }
@@ -235,6 +238,30 @@ impl Step for CheckPowerOff {
             "something else on the host gave the VM power; it is not removed while it runs",
         )
         .with("domain", domains::domain_name(self.cell.id)))
+    }
+
+    async fn undo(&self, _: &Run) -> Result<Undone, Fault> {
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Makes sure that nobody else uses what is to be removed, while there is a way back.
+struct CheckUnused {
+    vm: Vm,
+}
+
+#[async_trait]
+impl Step for CheckUnused {
+    fn name(&self) -> &'static str {
+        "check-unused"
+    }
+
+    async fn is_done(&self, _: &Run) -> Result<bool, Fault> {
+        Ok(self.vm.life == Life::Expunging)
+    }
+
+    async fn run(&self, run: &Run) -> Result<(), Fault> {
+        usage::check_vm(&run.core, &self.vm).await
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {

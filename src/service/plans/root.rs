@@ -10,7 +10,7 @@ use super::place::verify_place;
 use super::power::{StartGuest, domain};
 use super::stop::StopFirst;
 use crate::journal::Batch;
-use crate::libvirt::{OffReason, Power};
+use crate::libvirt::{OffReason, Power, Restore};
 use crate::model::fault::Fault;
 use crate::model::reason::{Code, Reason};
 use crate::model::request::{HealthCheck, HealthSign};
@@ -82,6 +82,7 @@ pub(super) fn switch(
             cell,
             undo_stops: true,
             new_root,
+            restore: Restore::IfSaved,
         }));
     }
     plan
@@ -95,9 +96,10 @@ struct SwitchRoot {
 }
 
 impl SwitchRoot {
-    async fn switch(&self, run: &Run, to: &Vm) -> Result<(), Fault> {
+    async fn switch(&self, run: &Run, from: &Vm, to: &Vm) -> Result<(), Fault> {
         let define = DefineDomain {
             cell: self.cell.clone(),
+            from: from.clone(),
             vm: to.clone(),
         };
         if !define.is_done(run).await? {
@@ -133,6 +135,7 @@ impl Step for SwitchRoot {
             self.cell.vm()?.root().map(|root| root.id) == self.after.root().map(|root| root.id);
         let define = DefineDomain {
             cell: self.cell.clone(),
+            from: self.before.clone(),
             vm: self.after.clone(),
         };
         Ok(switched && define.is_done(run).await?)
@@ -147,12 +150,13 @@ impl Step for SwitchRoot {
             )
             .with("instead", "StopVm"));
         }
-        self.switch(run, &self.after).await
+        self.switch(run, &self.before, &self.after).await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
         let define = DefineDomain {
             cell: self.cell.clone(),
+            from: self.after.clone(),
             vm: self.before.clone(),
         };
         let same_record =
@@ -160,7 +164,7 @@ impl Step for SwitchRoot {
         if same_record && define.is_done(run).await? {
             return Ok(Undone::Nothing);
         }
-        self.switch(run, &self.before).await?;
+        self.switch(run, &self.after, &self.before).await?;
         Ok(Undone::Something)
     }
 }

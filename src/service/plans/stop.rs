@@ -12,7 +12,7 @@
 //! is said to be up.
 
 use super::power::{has_power, start_guest};
-use crate::libvirt::{Begin, ErrorKind, ShutdownMethod};
+use crate::libvirt::{Begin, ErrorKind, Restore, ShutdownMethod};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::{Code, Reason};
@@ -136,7 +136,7 @@ impl Step for StopGuest {
         if has_power(run, &self.cell).await? {
             return Ok(Undone::Nothing);
         }
-        start_guest(run, &self.cell, begin).await?;
+        start_guest(run, &self.cell, begin, Restore::IfSaved).await?;
         Ok(Undone::Something)
     }
 }

@@ -88,9 +88,10 @@ struct RedefineDomain {
 }
 
 impl RedefineDomain {
-    fn define(&self, vm: &Vm) -> DefineDomain {
+    fn define(&self, from: &Vm, vm: &Vm) -> DefineDomain {
         DefineDomain {
             cell: self.cell.clone(),
+            from: from.clone(),
             vm: vm.clone(),
         }
     }
@@ -103,18 +104,18 @@ impl Step for RedefineDomain {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        self.define(&self.after).is_done(run).await
+        self.define(&self.before, &self.after).is_done(run).await
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        self.define(&self.after).run(run).await
+        self.define(&self.before, &self.after).run(run).await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
-        if self.define(&self.before).is_done(run).await? {
+        if self.define(&self.after, &self.before).is_done(run).await? {
             return Ok(Undone::Nothing);
         }
-        self.define(&self.before).run(run).await?;
+        self.define(&self.after, &self.before).run(run).await?;
         Ok(Undone::Something)
     }
 }

@@ -127,6 +127,10 @@ impl Worker {
         if gone {
             return Fate::Gone;
         }
+        if !succeeded {
+            // What stood in its way is shown.
+            self.cell.touch_definition();
+        }
         if let Some(next) = self.next.take() {
             self.begin(next);
         }

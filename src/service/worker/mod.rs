@@ -17,11 +17,13 @@ mod requests;
 use super::cell::Cell;
 use super::core::Core;
 use super::domains;
+use super::drift;
 use super::fault::{chain, internal};
 use super::gate::Lane;
 use super::operations::{LiveOperation, now};
 use super::plan::Ended;
 use super::sweeper;
+use super::usage;
 use crate::faultpoint;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
@@ -139,6 +141,10 @@ impl Worker {
         if self.see().await {
             self.record_seen().await;
         }
+        // What an operation is at work on is not as the record says.
+        if self.running.is_none() && !self.cell.view().away && self.cell.is_to_be_examined() {
+            drift::examine(&self.core, &self.cell).await;
+        }
     }
 
     /// Looks at the domain and publishes what is seen. Returns whether the VM's
@@ -212,6 +218,7 @@ impl Worker {
 
     /// Looks at the domain and the volumes, and removes what has had its time.
     async fn tidy(&self) {
+        self.cell.touch_definition();
         self.look().await;
         let Ok(vm) = self.cell.vm() else { return };
         if self.running.is_some() || vm.life != Life::Present {
@@ -241,10 +248,14 @@ impl Worker {
     async fn drop_expired_roots(&self, vm: &Vm) {
         for volume in vm.volumes.iter().filter(|volume| sweeper::expired(volume)) {
             let (id, place) = (volume.id, volume.reference());
-            let removed = self
-                .core
-                .pools
-                .call(&volume.pool, move |pool, _| pool.delete_volume(&place));
+            let removed = async {
+                usage::check_volume(&self.core, &volume.pool, &place).await?;
+                faultpoint::reach("sweep.old-root.unused").await;
+                let pools = &self.core.pools;
+                pools
+                    .call(&volume.pool, move |pool, _| pool.delete_volume(&place))
+                    .await
+            };
             if let Err(fault) = removed.await {
                 tracing::warn!(vm_id = %vm.id, volume_id = %id, error = chain(&fault), "a former root stays");
                 continue;

@@ -14,7 +14,7 @@ use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
 use crate::service::operations::{OperationQuery, new_operation, now};
 use crate::service::repeat::{fingerprint, first_difference};
-use crate::service::{admission, capacity, plans, preview, vms};
+use crate::service::{admission, capacity, drift, plans, preview, usage, vms};
 use std::sync::Arc;
 
 impl Worker {
@@ -282,6 +282,12 @@ impl Worker {
             .intent(request, resting, vm, operation.create_time)
             .await?;
         self.check_retention(asked, &operation.intent, resting, vm)?;
+        if relies_on_definition(vm, &operation.intent) {
+            drift::check(&core, &self.cell, vm).await?;
+        }
+        if removes_volumes(vm, &operation.intent) {
+            usage::check_vm(&core, vm).await?;
+        }
         operation.vm_id = Some(vm.id);
         // Only what is compared with other VMs needs the lock, and only until it
         // is published: nothing here waits for a pool.
@@ -426,6 +432,41 @@ fn ask(request: &VmRequest, resting: Resting) -> Ask {
         VmRequest::RevertRootVolume { stop_policy, .. } => Ask::ReplaceRoot {
             stop_policy: stop_policy.is_some(),
         },
+    }
+}
+
+/// Whether an operation changes the VM's definition or removes its volumes, so that the
+/// guest could lose what the definition does not say.
+fn relies_on_definition(vm: &Vm, intent: &Intent) -> bool {
+    match intent {
+        Intent::UpdateVm { after, .. } => after.hardware != vm.hardware,
+        Intent::DeleteVm { retention, .. } => retention.is_zero() && vm.life == Life::Present,
+        Intent::ExpungeVm => vm.life != Life::Expunging,
+        Intent::RecoverVm | Intent::ReplaceRootVolume { .. } | Intent::RevertRootVolume { .. } => {
+            true
+        }
+        Intent::CreateVm { .. }
+        | Intent::StartVm { .. }
+        | Intent::StopVm { .. }
+        | Intent::RebootVm
+        | Intent::ResetVm
+        | Intent::PauseVm
+        | Intent::ResumeVm
+        | Intent::SaveVm
+        | Intent::ImportImage { .. }
+        | Intent::DeleteImage
+        | Intent::DeleteOrphan { .. }
+        | Intent::SetMaintenance { .. } => false,
+    }
+}
+
+/// Whether an operation removes the VM with its volumes.
+fn removes_volumes(vm: &Vm, intent: &Intent) -> bool {
+    let begun = vm.life == Life::Expunging;
+    match intent {
+        Intent::DeleteVm { retention, .. } => retention.is_zero() && !begun,
+        Intent::ExpungeVm => !begun,
+        _ => false,
     }
 }
 

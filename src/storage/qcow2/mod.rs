@@ -513,9 +513,28 @@ impl Pool for Qcow2Pool {
         Ok(Removal::Removed)
     }
 
-    fn stands_on(&self, name: &str, disks: &[String]) -> Result<Option<String>, StorageError> {
+    fn entry_source(&self, name: &str) -> Result<Option<DiskSource>, StorageError> {
+        self.entry_path(name).map(DiskSource::File).map(Some)
+    }
+
+    fn files(&self) -> Result<Vec<(PathBuf, EntryKind)>, StorageError> {
         self.ours()?;
-        chain::stands_on(&self.entry_path(name)?, disks)
+        let entries = self.entries()?.into_iter();
+        Ok(entries
+            .map(|entry| (self.path.join(entry.name), entry.kind))
+            .collect())
+    }
+
+    fn stands_on(
+        &self,
+        what: &DiskSource,
+        disks: &[String],
+    ) -> Result<Option<String>, StorageError> {
+        self.ours()?;
+        match what {
+            DiskSource::File(path) => chain::stands_on(path, disks),
+            DiskSource::Rbd(_) => Ok(None),
+        }
     }
 
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {

@@ -541,8 +541,21 @@ impl Pool for RbdPool {
     }
 
     /// Nothing is made from what is not finished.
-    fn stands_on(&self, _: &str, _: &[String]) -> Result<Option<String>, StorageError> {
+    fn entry_source(&self, _: &str) -> Result<Option<DiskSource>, StorageError> {
         Ok(None)
+    }
+
+    fn files(&self) -> Result<Vec<(PathBuf, EntryKind)>, StorageError> {
+        Ok(Vec::new())
+    }
+
+    fn stands_on(
+        &self,
+        what: &DiskSource,
+        disks: &[String],
+    ) -> Result<Option<String>, StorageError> {
+        let name = what.name();
+        Ok(disks.iter().find(|disk| **disk == name).cloned())
     }
 
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {

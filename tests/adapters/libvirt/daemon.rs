@@ -3,6 +3,7 @@
 //! The daemon is real, private and unprivileged: it has directories of its own
 //! and serves the simulated driver over its socket.
 
+use super::OWNER;
 use kvmlet::libvirt::{
     Callbacks, CloseReason, DomainChange, DomainEvent, ErrorKind, Host, HypervisorUri,
 };
@@ -87,7 +88,7 @@ impl Daemon {
                     let _ = close.send(reason);
                 }),
             };
-            match Host::open(&uri, 2, callbacks) {
+            match Host::open(&uri, OWNER, 2, callbacks) {
                 Ok(host) => {
                     return Connected {
                         host,
@@ -173,7 +174,7 @@ fn a_call_that_the_daemon_dies_on_may_have_happened() {
     let calls = host.call_count();
     let caller = {
         let host = host.clone();
-        std::thread::spawn(move || host.define(&crate::libvirt::spec(VmId::random())))
+        std::thread::spawn(move || host.list())
     };
     while host.call_count() == calls {
         std::thread::yield_now();
@@ -202,6 +203,6 @@ fn a_daemon_that_is_not_there_is_unreachable() {
         on_event: Arc::new(|_| {}),
         on_close: Arc::new(|_| {}),
     };
-    let error = Host::open(&uri, 1, callbacks).unwrap_err();
+    let error = Host::open(&uri, OWNER, 1, callbacks).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unreachable, "{error}");
 }

@@ -7,8 +7,9 @@ mod daemon;
 
 use kvmlet::libvirt::{
     Begin, Callbacks, DiskCache, DiskSpec, DomainAccelerator, DomainChange, DomainEvent,
-    DomainSpec, ErrorKind, Host, HypervisorUri, Metadata, NicSpec, OffReason, PauseReason, Power,
-    RebootMethod, RunReason, ShutdownMethod, StartedBy, SuspendedBy, VncSpec,
+    DomainSpec, ErrorKind, Foreign, Host, HypervisorUri, Metadata, NicSpec, OffReason, Owner,
+    PauseReason, Power, RebootMethod, Restore, RunReason, ShutdownMethod, StartedBy, SuspendedBy,
+    VncSpec,
 };
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::hardware::{Cpu, Firmware};
@@ -18,8 +19,15 @@ use kvmlet::model::volume::{DiskSource, VolumeFormat, VolumeQos};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
+use uuid::Uuid;
 use virt::connect::Connect;
 use virt::sys;
+
+/// What the tests' domains are marked with.
+pub(crate) const OWNER: Owner = Owner {
+    node: Uuid::from_u128(0x6e6f_6465),
+    agent: Uuid::from_u128(0x0061_6765_6e74),
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -39,7 +47,7 @@ impl Simulated {
             on_close: Arc::new(|reason| panic!("the simulated host went away: {reason:?}")),
         };
         Self {
-            host: Host::open(&uri, 2, callbacks).unwrap(),
+            host: Host::open(&uri, OWNER, 2, callbacks).unwrap(),
             events,
         }
     }
@@ -138,11 +146,11 @@ fn a_domain_lives_from_definition_to_removal_and_each_change_is_told() {
     assert!(matches!(state.power, Power::Off(_)), "{state:?}");
     assert!(state.persistent && !state.managed_save);
 
-    host.start(id, Begin::Running).unwrap();
+    host.start(id, Begin::Running, Restore::IfSaved).unwrap();
     simulated.expect(id, &DomainChange::Started(StartedBy::Boot));
     assert_eq!(simulated.power(id), Power::Running(RunReason::Booted));
     // The simulated driver's code for it differs from QEMU's.
-    host.start(id, Begin::Running)
+    host.start(id, Begin::Running, Restore::IfSaved)
         .expect_err("a running domain can't be started");
 
     host.suspend(id).unwrap();
@@ -175,7 +183,7 @@ fn a_guest_that_is_asked_to_shut_down_does() {
     for method in [ShutdownMethod::Acpi, ShutdownMethod::Agent] {
         let id = VmId::random();
         host.define(&spec(id)).unwrap();
-        host.start(id, Begin::Running).unwrap();
+        host.start(id, Begin::Running, Restore::IfSaved).unwrap();
         host.shutdown(id, method).unwrap();
         simulated.expect(id, &DomainChange::Stopped(OffReason::Shutdown));
         assert_eq!(simulated.power(id), Power::Off(OffReason::Shutdown));
@@ -189,7 +197,7 @@ fn saved_memory_is_seen_restored_and_given_up() {
     let host = &simulated.host;
     let id = VmId::random();
     host.define(&spec(id)).unwrap();
-    host.start(id, Begin::Running).unwrap();
+    host.start(id, Begin::Running, Restore::IfSaved).unwrap();
     host.managed_save(id).unwrap();
     simulated.expect(id, &DomainChange::Stopped(OffReason::Saved));
     let state = host.get(id).unwrap().unwrap();
@@ -198,7 +206,7 @@ fn saved_memory_is_seen_restored_and_given_up() {
     let listed = host.list().unwrap();
     assert!(listed.contains(&state), "{listed:?}");
 
-    host.start(id, Begin::Running).unwrap();
+    host.start(id, Begin::Running, Restore::IfSaved).unwrap();
     // The simulated driver calls this a boot, too.
     simulated.expect(id, &DomainChange::Started(StartedBy::Boot));
     let state = host.get(id).unwrap().unwrap();
@@ -211,7 +219,7 @@ fn saved_memory_is_seen_restored_and_given_up() {
     host.discard_managed_save(id)
         .expect("nothing saved is success");
 
-    host.start(id, Begin::Running).unwrap();
+    host.start(id, Begin::Running, Restore::IfSaved).unwrap();
     host.managed_save(id).unwrap();
     host.undefine(id)
         .expect("saved memory goes with the domain");
@@ -226,16 +234,16 @@ fn metadata_comes_back_as_it_was_written() {
     let spec = spec(id);
     host.define(&spec).unwrap();
     let read = || host.get(id).unwrap().unwrap().metadata;
-    assert_eq!(read(), Some(spec.metadata.clone()));
+    assert_eq!(read(), Ok(spec.metadata.clone()));
 
     let off = Metadata {
         generation: 2,
         ..spec.metadata.clone()
     };
     host.set_metadata(id, &off, "title", "").unwrap();
-    assert_eq!(read(), Some(off));
+    assert_eq!(read(), Ok(off));
 
-    host.start(id, Begin::Running).unwrap();
+    host.start(id, Begin::Running, Restore::IfSaved).unwrap();
     let live = Metadata {
         generation: u64::MAX,
         record: "]]> <!-- \r\n\t & 'x'".to_owned(),
@@ -243,7 +251,7 @@ fn metadata_comes_back_as_it_was_written() {
     };
     assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(false));
     host.set_metadata(id, &live, "", "text").unwrap();
-    assert_eq!(read(), Some(live.clone()), "while it runs");
+    assert_eq!(read(), Ok(live.clone()), "while it runs");
     assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(true));
     assert_eq!(host.has_metadata(id, &live, "title", "text"), Ok(false));
     assert_eq!(host.has_metadata(id, &live, "", ""), Ok(false));
@@ -260,7 +268,7 @@ fn metadata_comes_back_as_it_was_written() {
         assert_eq!(host.has_metadata(id, &live, "", "text"), Ok(true));
     }
     host.destroy(id).unwrap();
-    assert_eq!(read(), Some(live), "and in the definition");
+    assert_eq!(read(), Ok(live), "and in the definition");
 
     let refused = host.set_metadata(id, &spec.metadata, "nul \0", "");
     assert_eq!(refused.unwrap_err().kind, ErrorKind::Invalid);
@@ -273,7 +281,7 @@ fn a_foreign_domain_is_listed_without_metadata() {
     // The simulated host starts with a running domain called "test".
     let listed = simulated.host.list().unwrap();
     let foreign = listed.iter().find(|d| d.name == "test").unwrap();
-    assert_eq!(foreign.metadata, None);
+    assert_eq!(foreign.metadata, Err(Foreign::Unmarked));
     assert!(foreign.persistent);
 }
 
@@ -295,7 +303,10 @@ fn a_screenshot_is_a_png() {
     let simulated = Simulated::open();
     let id = VmId::random();
     simulated.host.define(&spec(id)).unwrap();
-    simulated.host.start(id, Begin::Running).unwrap();
+    simulated
+        .host
+        .start(id, Begin::Running, Restore::IfSaved)
+        .unwrap();
     let picture = simulated.host.screenshot(id).unwrap();
     assert!(picture.starts_with(b"\x89PNG\r\n\x1a\n"));
     simulated.host.destroy(id).unwrap();
@@ -308,7 +319,8 @@ fn a_domain_that_is_not_there_is_not_found() {
     let host = &simulated.host;
     let id = VmId::random();
     for error in [
-        host.start(id, Begin::Running).unwrap_err(),
+        host.start(id, Begin::Running, Restore::IfSaved)
+            .unwrap_err(),
         host.shutdown(id, ShutdownMethod::Acpi).unwrap_err(),
         host.destroy(id).unwrap_err(),
         host.suspend(id).unwrap_err(),
@@ -331,7 +343,7 @@ fn an_active_domain_is_not_undefined() {
     let host = &simulated.host;
     let id = VmId::random();
     host.define(&spec(id)).unwrap();
-    host.start(id, Begin::Running).unwrap();
+    host.start(id, Begin::Running, Restore::IfSaved).unwrap();
     assert_eq!(host.undefine(id).unwrap_err().kind, ErrorKind::InvalidState);
     assert!(host.get(id).unwrap().unwrap().persistent);
     host.destroy(id).unwrap();

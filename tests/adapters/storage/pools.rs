@@ -336,7 +336,12 @@ fn what_stands_on_an_entry_is_found_through_links_and_chains_that_go_round() {
         .join(format!("pool/volumes/{volume}.qcow2"));
     let outside = place.folder.path().join("outside.qcow2");
     std::os::unix::fs::symlink(&overlay, &outside).expect("a link");
-    let on = |disks: &[String]| place.pool.stands_on(&name, disks).expect("a look");
+    let what = place
+        .pool
+        .entry_source(&name)
+        .expect("a name of the pool's");
+    let what = what.expect("a file");
+    let on = |disks: &[String]| place.pool.stands_on(&what, disks).expect("a look");
     assert_eq!(on(&[]), None);
     assert_eq!(on(&[text(&overlay)]), Some(text(&overlay)));
     assert_eq!(on(&[text(&outside)]), Some(text(&outside)));

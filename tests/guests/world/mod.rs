@@ -4,6 +4,7 @@
 //! Each test has a libvirt daemon of its own, in a mount namespace, which needs root.
 
 mod ask;
+mod beside;
 mod death;
 mod host;
 mod many;
@@ -50,6 +51,11 @@ const TESTS: &[Test] = tests![
     stop::a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent,
     outage::a_libvirtd_that_comes_back_is_found_and_heard,
     outage::who_finds_libvirt_gone_first_waits_for_it,
+    beside::what_is_foreign_is_never_taken_and_never_removed,
+    beside::a_copy_and_a_second_agent_are_told_from_what_is_ours,
+    beside::a_disk_that_was_changed_beside_it_is_never_switched_back,
+    beside::a_file_that_something_uses_is_not_removed,
+    beside::memory_that_cant_be_restored_is_said_and_not_booted_over,
     room::a_guest_whose_memory_finds_no_room_goes_on,
     room::a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later,
     death::qemu_is_killed_while_it_starts,

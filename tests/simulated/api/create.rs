@@ -89,7 +89,7 @@ async fn the_id_of_an_orphan_is_refused_and_the_orphan_is_left_alone() {
     let refusal = refused(api.vms().create_vm(request.clone()).await);
     assert_eq!(
         refusal.brief(),
-        (Code::AlreadyExists, "VM_EXISTS", vec!["vm_id"])
+        (Code::FailedPrecondition, "DOMAIN_FOREIGN", vec!["vm_id"])
     );
     assert!(orphan.is_active().unwrap());
     assert!(api.all_vms().await.is_empty());
