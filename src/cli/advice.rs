@@ -45,7 +45,12 @@ fn words(reason: Reason) -> &'static str {
             "Compare the field above; use a new request id for a new request."
         }
         Reason::MacInUse => "Use another; the VM above has it.",
-        Reason::ImageInUse => "Expunge their VMs first.",
+        Reason::ImageInUse => {
+            "Expunge the VMs that use it first, or end what else does; it is named above."
+        }
+        Reason::DomainDrifted => {
+            "Take the differences above back by hand (docs/operations.md, beside virsh); then try again."
+        }
         Reason::VolumesMissing => "Bring them back; they are named above.",
         Reason::VmBusy | Reason::ImageBusy | Reason::NodeBusy => {
             "Wait for the operation above, then try again."
