@@ -190,8 +190,16 @@ impl Step for CheckHealth {
                 return Err(ended(why));
             }
             let runs = matches!(power, Power::Running(_) | Power::Asleep);
-            if runs && self.check.sign == HealthSign::GuestAgent && self.agent_answers(run).await? {
-                return Ok(());
+            if runs && self.check.sign == HealthSign::GuestAgent {
+                // However long the agent takes, the check ends in time.
+                let answers = tokio::select! {
+                    answers = self.agent_answers(run) => answers?,
+                    () = tokio::time::sleep_until(until) => false,
+                    fault = told_to_end(run) => return Err(fault),
+                };
+                if answers {
+                    return Ok(());
+                }
             }
             let now = Instant::now();
             if now >= until {
@@ -211,12 +219,7 @@ impl Step for CheckHealth {
             tokio::select! {
                 _ = view.changed() => {}
                 () = tokio::time::sleep_until(look) => {}
-                () = run.operation.cancellation() => {
-                    return Err(Fault::new(Reason::CancelledByCaller, "the check was cancelled"));
-                }
-                () = run.core.stopping.cancelled() => {
-                    return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
-                }
+                fault = told_to_end(run) => return Err(fault),
             }
         }
     }
@@ -231,11 +234,10 @@ impl CheckHealth {
     /// the next look finds the guest off, or libvirt away.
     async fn agent_answers(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.cell.id;
-        // A stuck agent holds the call, and must not hold those that read.
         let answer = run
             .core
             .hypervisor
-            .try_call(Lane::Control, move |host| host.agent_answers(id))
+            .try_call(Lane::Agent, move |host| host.agent_answers(id))
             .await;
         match answer {
             Ok(Ok(answers)) => Ok(answers),
@@ -244,7 +246,21 @@ impl CheckHealth {
                 Ok(false)
             }
             Err(fault) if fault.code() == Code::Unknown => Ok(false),
+            // The agents of other guests hang.
+            Err(_) if run.core.hypervisor.is_up() => Ok(false),
             Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// Resolves when the check is cancelled or the agent stops.
+async fn told_to_end(run: &Run) -> Fault {
+    tokio::select! {
+        () = run.operation.cancellation() => {
+            Fault::new(Reason::CancelledByCaller, "the check was cancelled")
+        }
+        () = run.core.stopping.cancelled() => {
+            Fault::new(Reason::Stopping, "the agent is stopping")
         }
     }
 }
