@@ -64,6 +64,7 @@ impl Bench {
             ("power-off", BootSector::PowerOff),
             ("power-off-later", BootSector::PowerOffLater),
             ("restart-later", BootSector::RestartLater),
+            ("panic-later", BootSector::PanicLater),
             ("chatter", BootSector::Chatter),
         ] {
             sector.write_disk(&images.path().join(format!("{name}.qcow2")));
