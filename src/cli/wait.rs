@@ -243,6 +243,9 @@ fn outcome(out: &Output, operation: &Operation) -> String {
             PowerMethod::GuestAgent => Some("by its guest agent"),
             PowerMethod::Acpi => Some("by the ACPI power button"),
             PowerMethod::Force => Some("by cutting its power"),
+            PowerMethod::Guest => Some("by itself"),
+            PowerMethod::Destroyed => Some("by something else on the host"),
+            PowerMethod::Crashed => Some("by a crash"),
         };
         if let Some(method) = method {
             text.push_str("\nstopped ");

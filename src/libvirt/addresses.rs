@@ -7,10 +7,6 @@ use crate::model::ids::VmId;
 use std::net::IpAddr;
 use virt_sys as sys;
 
-/// Seconds that a guest's agent has for an answer; what libvirt waits by itself
-/// for the agent to wake up. Without it libvirt waits for ever.
-const AGENT_SECONDS: i32 = 5;
-
 /// One address of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestAddress {
@@ -86,9 +82,7 @@ impl Host {
     }
 
     fn ask_agent(&self, id: VmId) -> Result<Vec<GuestAddress>, LibvirtError> {
-        self.on_domain("bound the agent's answers", id, |d| {
-            ffi::set_agent_timeout(d, AGENT_SECONDS)
-        })?;
+        self.bound_answers(id)?;
         self.ask(id, sys::VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
     }
 

@@ -20,6 +20,11 @@ const KEEPALIVE_INTERVAL: i32 = 5;
 /// Keepalives without an answer until a connection counts as lost.
 const KEEPALIVE_COUNT: u32 = 3;
 
+/// Connections for calls that wait for guests' agents: five calls at a time each,
+/// which leaves a fourth of the 20 threads that a libvirt daemon has for calls even if
+/// all of them hang.
+const AGENT_CONNECTIONS: usize = 3;
+
 /// What to call when libvirt says something unasked.
 ///
 /// Both are called on libvirt's event thread: they must be quick, must not
@@ -43,7 +48,19 @@ impl fmt::Debug for Callbacks {
 /// All calls block. It never reconnects: when a connection is lost, open
 /// another. The connections close when the last clone is dropped.
 #[derive(Debug, Clone)]
-pub struct Host(Arc<Connections>);
+pub struct Host {
+    connections: Arc<Connections>,
+    reach: Reach,
+}
+
+/// How far the calls of a [`Host`] reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// To libvirt and QEMU.
+    Hypervisor,
+    /// Into guests.
+    Agents,
+}
 
 #[derive(Debug)]
 struct Connections {
@@ -51,6 +68,9 @@ struct Connections {
     owner: Owner,
     /// For calls. Never empty.
     workers: Vec<Worker>,
+    /// For calls that wait for a guest's agent, so that what hangs in a guest takes no
+    /// place of other calls. Never empty.
+    agents: Vec<Worker>,
     /// For events only, so that calls in flight can't hold them up.
     events: Connect,
     registrations: Vec<c_int>,
@@ -75,8 +95,8 @@ impl Drop for InFlight<'_> {
 }
 
 impl Host {
-    /// Opens `connections` (at least one) connections for calls and one for
-    /// events, and registers the callbacks.
+    /// Opens `connections` (at least one) connections for calls, three for those that
+    /// wait for guests' agents and one for events, and registers the callbacks.
     ///
     /// libvirt serves five calls at a time on each connection; more wait.
     /// Starts libvirt's event loop on a thread of its own the first time. The
@@ -98,18 +118,11 @@ impl Host {
             })?;
         }
         let events = connect(uri)?;
-        let workers = (0..connections.max(1))
-            .map(|_| {
-                Ok(Worker {
-                    connection: connect(uri)?,
-                    in_flight: AtomicUsize::new(0),
-                })
-            })
-            .collect::<Result<Vec<_>, LibvirtError>>()?;
         let mut opened = Connections {
             kind: uri.kind().clone(),
             owner,
-            workers,
+            workers: workers(uri, connections.max(1))?,
+            agents: workers(uri, AGENT_CONNECTIONS)?,
             events,
             registrations: Vec::new(),
             calls: AtomicU64::new(0),
@@ -121,18 +134,30 @@ impl Host {
             ffi::register_close(connection, &opened.subscription)
                 .map_err(|e| unopened("register for the connection's end", &e))?;
         }
-        Ok(Self(Arc::new(opened)))
+        Ok(Self {
+            connections: Arc::new(opened),
+            reach: Reach::Hypervisor,
+        })
+    }
+
+    /// The same host for calls that may wait for a guest's agent: they are made on
+    /// connections of their own.
+    pub fn for_agents(&self) -> Self {
+        Self {
+            connections: self.connections.clone(),
+            reach: Reach::Agents,
+        }
     }
 
     /// Whether all connections still stand, as far as this side knows. Asks
     /// nobody, and is not counted as a call.
     pub fn is_alive(&self) -> bool {
-        self.0.all().all(alive)
+        self.connections.all().all(alive)
     }
 
     /// Calls made to libvirt so far.
     pub fn call_count(&self) -> u64 {
-        self.0.calls.load(Ordering::Relaxed)
+        self.connections.calls.load(Ordering::Relaxed)
     }
 
     /// Closes the connections, unless another clone holds them open. Guests
@@ -143,15 +168,15 @@ impl Host {
 
     /// Whether the guests are libvirt's simulated ones.
     pub fn is_simulated(&self) -> bool {
-        matches!(self.0.kind, HypervisorKind::Test)
+        matches!(self.connections.kind, HypervisorKind::Test)
     }
 
     pub(super) fn kind(&self) -> &HypervisorKind {
-        &self.0.kind
+        &self.connections.kind
     }
 
     pub(super) fn owner(&self) -> Owner {
-        self.0.owner
+        self.connections.owner
     }
 
     /// Makes one call to libvirt, on the connection with the fewest in flight.
@@ -197,9 +222,11 @@ impl Host {
         operation: &'static str,
         body: impl FnOnce(&Connect) -> Result<T, LibvirtError>,
     ) -> Result<T, LibvirtError> {
-        let worker = self
-            .0
-            .workers
+        let workers = match self.reach {
+            Reach::Hypervisor => &self.connections.workers,
+            Reach::Agents => &self.connections.agents,
+        };
+        let worker = workers
             .iter()
             .filter(|worker| alive(&worker.connection))
             .min_by_key(|worker| worker.in_flight.load(Ordering::Relaxed))
@@ -223,7 +250,7 @@ impl Host {
         connection: &Connect,
         body: impl FnOnce(&Connect) -> Result<T, VirtError>,
     ) -> Result<T, LibvirtError> {
-        self.0.calls.fetch_add(1, Ordering::Relaxed);
+        self.connections.calls.fetch_add(1, Ordering::Relaxed);
         body(connection).map_err(|error| {
             let mut error = LibvirtError::from_virt(operation, &error);
             // No code says so: the daemon's own errors in reaching others
@@ -238,7 +265,8 @@ impl Host {
 
 impl Connections {
     fn all(&self) -> impl Iterator<Item = &Connect> {
-        std::iter::once(&self.events).chain(self.workers.iter().map(|w| &w.connection))
+        let workers = self.workers.iter().chain(&self.agents);
+        std::iter::once(&self.events).chain(workers.map(|worker| &worker.connection))
     }
 }
 
@@ -255,6 +283,16 @@ impl Drop for Connections {
 
 fn alive(connection: &Connect) -> bool {
     connection.is_alive().unwrap_or(false)
+}
+
+fn workers(uri: &HypervisorUri, count: usize) -> Result<Vec<Worker>, LibvirtError> {
+    let worker = |_| {
+        Ok(Worker {
+            connection: connect(uri)?,
+            in_flight: AtomicUsize::new(0),
+        })
+    };
+    (0..count).map(worker).collect()
 }
 
 fn connect(uri: &HypervisorUri) -> Result<Connect, LibvirtError> {

@@ -53,5 +53,5 @@ pub use stats::{DiskStats, DiskUse, DomainStats, MemoryStats, NicStats, NicUse};
 pub use uri::{HypervisorKind, HypervisorUri, UriError};
 pub use xml::{
     AttachedDisk, CpuMode, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec,
-    NumaCell, Processor, VncSpec, XmlError,
+    NumaCell, PanicDevice, Processor, VncSpec, XmlError,
 };

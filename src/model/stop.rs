@@ -35,18 +35,24 @@ pub enum OnTimeout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PowerMethod {
-    /// Its agent was asked.
+    /// It shut down, and its agent was asked last.
     GuestAgent,
-    /// The ACPI power button was pressed.
+    /// It shut down, and its ACPI power button was pressed last.
     Acpi,
-    /// Its power was cut.
+    /// The operation cut its power.
     Force,
+    /// It powered itself off before it was asked.
+    Guest,
+    /// Something else on the host took its power.
+    Destroyed,
+    /// Its QEMU died, or it panicked.
+    Crashed,
 }
 
 /// How a guest was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerOutcome {
-    /// What ended it.
+    /// What ended it; while it goes on, how it was asked last.
     pub method: PowerMethod,
     /// How often it was asked.
     pub signals_sent: u32,

@@ -236,6 +236,11 @@ async fn look(core: Arc<Core>, id: VmId) -> (VmId, Outcome) {
     let Some(cell) = core.vms.cell(id).filter(|cell| has_power(&cell.view())) else {
         return (id, Outcome::Off);
     };
+    if core.hypervisor.is_signalled(id) {
+        // libvirt would hold this call, too, until the agent has obeyed.
+        cell.note_guest_asked();
+        return (id, Outcome::Nothing);
+    }
     let told = core
         .hypervisor
         .try_call(Lane::Agent, move |host| host.addresses(id));

@@ -35,6 +35,7 @@ pub struct Cell {
     examine: AtomicBool,
     bell: Notify,
     no_space: AtomicBool,
+    panicked: AtomicBool,
     looked: AtomicBool,
     guest_asked: AtomicBool,
     /// The operation that asked the guest to restart, until it has or should have.
@@ -57,6 +58,7 @@ impl Cell {
             examine: AtomicBool::new(true),
             bell: Notify::new(),
             no_space: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
             looked: AtomicBool::new(false),
             guest_asked: AtomicBool::new(false),
             restart: Mutex::default(),
@@ -188,6 +190,18 @@ impl Cell {
     /// or writing failed.
     pub fn note_no_space(&self) {
         self.no_space.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the guest's kernel has panicked, or that it begins anew; libvirt's
+    /// state does not tell a panic from QEMU's death.
+    pub fn note_panic(&self, panicked: bool) {
+        self.panicked.store(panicked, Ordering::Release);
+    }
+
+    /// Whether the guest's kernel has panicked since it was started last, as far as
+    /// this run of the agent was told.
+    pub fn has_panicked(&self) -> bool {
+        self.panicked.load(Ordering::Acquire)
     }
 
     /// Says that the domain should be looked at. Many calls come to one look.

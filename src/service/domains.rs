@@ -6,8 +6,8 @@
 use super::core::Core;
 use super::fault::internal;
 use crate::libvirt::{
-    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, OffReason, PauseReason, Power,
-    Sighting, VncSpec,
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, OffReason, PanicDevice,
+    PauseReason, Power, Sighting, VncSpec,
 };
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
@@ -113,6 +113,7 @@ pub fn spec(core: &Core, vm: &Vm) -> Result<DomainSpec, Fault> {
         vnc: vm.vnc.then_some(VncSpec {
             listen: core.config.vnc.listen,
         }),
+        panic: PanicDevice::of(&facts.arch, &vm.hardware.machine, facts.libvirt_version),
         console_log: console_log(core, vm.id),
     })
 }

@@ -7,12 +7,14 @@
 //! Invariant: a call that was given up goes on and keeps its permit until it
 //! really returns, so that what hangs is bounded. What came of it is unknown.
 //! Power-off and reads have lanes of their own, so that slow storage can't
-//! starve them.
+//! starve them; so has what reaches into guests, which answer when they like.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 /// Which kind of call it is; each kind has permits of its own.
@@ -40,10 +42,13 @@ pub enum Lane {
     Stats,
     /// Questions to guests' agents, which may hang.
     Agent,
+    /// Requests to guests' agents to end or to restart their guest. libvirt holds such
+    /// a call until the guest has obeyed, for a minute.
+    AgentSignal,
 }
 
 impl Lane {
-    const ALL: [(Self, usize); 11] = [
+    const ALL: [(Self, usize); 12] = [
         (Self::Read, 4),
         (Self::Control, 8),
         (Self::PowerOff, 8),
@@ -54,7 +59,9 @@ impl Lane {
         (Self::CephImport, 2),
         (Self::Journal, 4),
         (Self::Stats, 1),
+        // Together what the connections for agents serve at a time.
         (Self::Agent, 8),
+        (Self::AgentSignal, 7),
     ];
 
     /// Its name in metrics.
@@ -71,6 +78,7 @@ impl Lane {
             Self::Journal => "journal",
             Self::Stats => "stats",
             Self::Agent => "agent",
+            Self::AgentSignal => "agent-signal",
         }
     }
 }
@@ -100,10 +108,49 @@ pub enum GateError {
     Panicked,
 }
 
+/// A call that was sent. Dropped before it was answered it is given up, and goes on
+/// as one that has passed its deadline does.
+#[derive(Debug)]
+pub struct Begun<T: Send + 'static> {
+    thread: Option<JoinHandle<T>>,
+    abandoned: Arc<AtomicU64>,
+}
+
+impl<T: Send + 'static> Begun<T> {
+    /// Waits for its answer, which it has once; never resolves after that. May be
+    /// dropped and called again.
+    ///
+    /// # Errors
+    /// [`GateError::Panicked`].
+    pub async fn answer(&mut self) -> Result<T, GateError> {
+        let Some(thread) = &mut self.thread else {
+            return std::future::pending().await;
+        };
+        let answer = thread.await.map_err(|_| GateError::Panicked);
+        self.thread = None;
+        answer
+    }
+}
+
+impl<T: Send + 'static> Drop for Begun<T> {
+    fn drop(&mut self) {
+        let unanswered = self.thread.take().filter(|thread| !thread.is_finished());
+        // Without a runtime the process ends.
+        if let (Some(thread), Ok(runtime)) = (unanswered, Handle::try_current()) {
+            let abandoned = self.abandoned.clone();
+            abandoned.fetch_add(1, Ordering::Relaxed);
+            runtime.spawn(async move {
+                drop(thread.await);
+                abandoned.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+}
+
 /// The door; see the module's text.
 #[derive(Debug)]
 pub struct Gate {
-    lanes: [(Lane, Arc<Semaphore>); 11],
+    lanes: [(Lane, Arc<Semaphore>); 12],
     abandoned: Arc<AtomicU64>,
 }
 
@@ -135,24 +182,41 @@ impl Gate {
             .await
             .map_err(|_| GateError::NotSent)?
             .map_err(|_| GateError::NotSent)?;
+        let mut begun = self.start(permit, call);
+        timeout_at(until, begun.answer())
+            .await
+            .unwrap_or(Err(GateError::Abandoned))
+    }
+
+    /// Begins a call if a permit is free now. Whoever waits for its answer can do
+    /// something else meanwhile, and gives it up by dropping it.
+    ///
+    /// # Errors
+    /// [`GateError::NotSent`].
+    pub fn begin<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Begun<T>, GateError> {
+        let permit = self.permits(lane).try_acquire_owned();
+        let permit = permit.map_err(|_| GateError::NotSent)?;
+        Ok(self.start(permit, call))
+    }
+
+    fn start<T: Send + 'static>(
+        &self,
+        permit: OwnedSemaphorePermit,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> Begun<T> {
         #[allow(clippy::disallowed_methods)] // this is the gate
-        let mut thread = tokio::task::spawn_blocking(move || {
+        let thread = tokio::task::spawn_blocking(move || {
             let answer = call();
             drop(permit);
             answer
         });
-        match timeout_at(until, &mut thread).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(GateError::Panicked),
-            Err(_) => {
-                let abandoned = self.abandoned.clone();
-                abandoned.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(async move {
-                    drop(thread.await);
-                    abandoned.fetch_sub(1, Ordering::Relaxed);
-                });
-                Err(GateError::Abandoned)
-            }
+        Begun {
+            thread: Some(thread),
+            abandoned: self.abandoned.clone(),
         }
     }
 
@@ -218,5 +282,30 @@ mod tests {
             gate.run(Lane::Import, Duration::from_secs(5), || 1).await,
             Ok(1)
         );
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_begun_is_answered_later_or_given_up() {
+        let gate = Gate::default();
+        let (release, held) = mpsc::channel::<()>();
+        let mut slow = gate.begin(Lane::Stats, move || held.recv()).unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(20), slow.answer()).await;
+        assert!(early.is_err(), "it hangs");
+        assert_eq!(gate.abandoned(), 0, "it is waited for");
+        assert_eq!(
+            gate.begin(Lane::Stats, || ()).err(),
+            Some(GateError::NotSent)
+        );
+        drop(release);
+        assert!(slow.answer().await.unwrap().is_err(), "its answer");
+        drop(slow);
+        assert_eq!(gate.abandoned(), 0);
+
+        let (release, held) = mpsc::channel::<()>();
+        drop(gate.begin(Lane::Stats, move || held.recv()).unwrap());
+        assert_eq!(gate.abandoned(), 1);
+        drop(release);
+        let later = Duration::from_secs(5);
+        assert_eq!(gate.run(Lane::Stats, later, || 1).await, Ok(1));
     }
 }

@@ -7,16 +7,18 @@
 //! is queued for later.
 
 use super::fault::{chain, from_gate_libvirt, from_libvirt};
-use super::gate::{Gate, GateError, Lane};
+use super::gate::{Begun, Gate, GateError, Lane};
 use crate::faultpoint;
 use crate::libvirt::{
     Callbacks, CloseReason, DomainEvent, ErrorKind, Host, HostFacts, HypervisorUri, LibvirtError,
     Owner,
 };
 use crate::model::fault::Fault;
+use crate::model::ids::VmId;
 use crate::model::reason::Reason;
 use crate::pace;
 use async_trait::async_trait;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,8 +34,9 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 const LONG_CALL: Duration = Duration::from_secs(3600);
 /// Who watches the host asks again soon, and is answered without.
 const STATS_CALL: Duration = Duration::from_secs(2);
-/// An agent has 5 s for its answer, after those that it was asked for before.
-const AGENT_CALL: Duration = Duration::from_secs(20);
+/// An agent has 5 s to wake up and 5 s for its answer, after those that it was asked for
+/// before.
+pub const AGENT_CALL: Duration = Duration::from_secs(20);
 /// Events that wait to be routed; past it every VM is read anew instead.
 const EVENTS: usize = 4096;
 
@@ -80,6 +83,40 @@ pub struct Hypervisor {
     link: watch::Sender<Link>,
     former_calls: AtomicU64,
     connected: AtomicU64,
+    /// The VMs whose agent was asked to end or restart its guest, and whose call has
+    /// not returned.
+    signalled: Arc<Mutex<HashSet<VmId>>>,
+}
+
+/// A call that was sent to libvirt; see [`Begun`].
+pub struct Sent<'a, T: Send + 'static> {
+    hypervisor: &'a Hypervisor,
+    begun: Begun<Result<T, LibvirtError>>,
+    closed: Arc<Notify>,
+}
+
+impl<T: Send + 'static> Sent<'_, T> {
+    /// Waits for its answer, as [`Begun::answer`] does.
+    ///
+    /// # Errors
+    /// Only where there is no answer of libvirt's.
+    pub async fn answer(&mut self) -> Result<Result<T, LibvirtError>, Fault> {
+        let answer = self.begun.answer().await.map_err(from_gate_libvirt)?;
+        self.hypervisor.heard(&answer, &self.closed);
+        Ok(answer)
+    }
+}
+
+/// Says for as long as it lives that a VM's agent is being asked.
+struct Signalled {
+    all: Arc<Mutex<HashSet<VmId>>>,
+    id: VmId,
+}
+
+impl Drop for Signalled {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.id);
+    }
 }
 
 impl Hypervisor {
@@ -101,6 +138,7 @@ impl Hypervisor {
             link: watch::Sender::new(Link::Away),
             former_calls: AtomicU64::new(0),
             connected: AtomicU64::new(0),
+            signalled: Arc::default(),
         }
     }
 
@@ -171,9 +209,7 @@ impl Hypervisor {
         lane: Lane,
         call: impl FnOnce(&Host) -> Result<T, LibvirtError> + Send + 'static,
     ) -> Result<Result<T, LibvirtError>, Fault> {
-        let (host, closed) = self
-            .standing(|standing| (standing.host.clone(), standing.closed.clone()))
-            .ok_or_else(away)?;
+        let (host, closed) = self.reach(lane)?;
         let deadline = match lane {
             Lane::Memory | Lane::Import | Lane::CephImport => LONG_CALL,
             Lane::Read
@@ -183,19 +219,81 @@ impl Hypervisor {
             | Lane::Ceph
             | Lane::Journal => self.call_timeout,
             Lane::Stats => STATS_CALL.min(self.call_timeout),
-            Lane::Agent => AGENT_CALL,
+            Lane::Agent | Lane::AgentSignal => AGENT_CALL,
         };
         let answer = self
             .gate
             .run(lane, deadline, move || call(&host))
             .await
             .map_err(from_gate_libvirt)?;
-        if let Err(error) = &answer
+        self.heard(&answer, &closed);
+        Ok(answer)
+    }
+
+    /// Begins to ask a guest's agent to end or to restart its guest. Such a call may
+    /// hang for a minute, and is held up by no other. `None` if no permit is free, or
+    /// this agent has not yet obeyed when it was asked before: nothing was sent.
+    ///
+    /// # Errors
+    /// `HYPERVISOR_AWAY`.
+    pub fn signal_agent<T: Send + 'static>(
+        &self,
+        id: VmId,
+        call: impl FnOnce(&Host) -> Result<T, LibvirtError> + Send + 'static,
+    ) -> Result<Option<Sent<'_, T>>, Fault> {
+        let (host, closed) = self.reach(Lane::AgentSignal)?;
+        if !lock(&self.signalled).insert(id) {
+            return Ok(None);
+        }
+        let until_it_returns = Signalled {
+            all: self.signalled.clone(),
+            id,
+        };
+        let begun = self.gate.begin(Lane::AgentSignal, move || {
+            let _signalled = until_it_returns;
+            call(&host)
+        });
+        Ok(begun.ok().map(|begun| Sent {
+            hypervisor: self,
+            begun,
+            closed,
+        }))
+    }
+
+    /// Whether a guest's agent was asked to end or restart its guest, and has not done
+    /// so yet. It answers nobody until then.
+    pub fn is_signalled(&self, id: VmId) -> bool {
+        lock(&self.signalled).contains(&id)
+    }
+
+    /// The host as calls of a lane reach it, and what tells of the connection's end.
+    fn reach(&self, lane: Lane) -> Result<(Host, Arc<Notify>), Fault> {
+        let (host, closed) = self
+            .standing(|standing| (standing.host.clone(), standing.closed.clone()))
+            .ok_or_else(away)?;
+        let host = match lane {
+            Lane::Agent | Lane::AgentSignal => host.for_agents(),
+            Lane::Read
+            | Lane::Control
+            | Lane::PowerOff
+            | Lane::Storage
+            | Lane::Memory
+            | Lane::Import
+            | Lane::Ceph
+            | Lane::CephImport
+            | Lane::Journal
+            | Lane::Stats => host,
+        };
+        Ok((host, closed))
+    }
+
+    /// Takes in what an answer says of the connection.
+    fn heard<T>(&self, answer: &Result<T, LibvirtError>, closed: &Arc<Notify>) {
+        if let Err(error) = answer
             && matches!(error.kind, ErrorKind::Unreachable | ErrorKind::Interrupted)
         {
-            self.found_lost(&closed);
+            self.found_lost(closed);
         }
-        Ok(answer)
     }
 
     /// A call has found this connection broken, perhaps before libvirt's own word of it

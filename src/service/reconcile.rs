@@ -262,8 +262,11 @@ impl Observer for Reconciler {
             {
                 cell.note_no_space();
             }
-            if event.what == DomainChange::Rebooted {
-                cell.tell_restart();
+            match &event.what {
+                DomainChange::Started(_) => cell.note_panic(false),
+                DomainChange::Panicked => cell.note_panic(true),
+                DomainChange::Rebooted => cell.tell_restart(),
+                _ => {}
             }
             if may_change_definition(&event.what) {
                 cell.touch_definition();

@@ -64,6 +64,7 @@ impl Bench {
             ("power-off", BootSector::PowerOff),
             ("power-off-later", BootSector::PowerOffLater),
             ("restart-later", BootSector::RestartLater),
+            ("panic-later", BootSector::PanicLater),
             ("chatter", BootSector::Chatter),
         ] {
             sector.write_disk(&images.path().join(format!("{name}.qcow2")));
@@ -126,7 +127,7 @@ impl Bench {
 }
 
 /// Starts the build of an image.
-fn build(folder: &Path, kind: &str, version: &str) -> Child {
+pub fn build(folder: &Path, kind: &str, version: &str) -> Child {
     #[allow(clippy::disallowed_methods)] // a test builds its own guests
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/build"))
         .args(["--kind", kind, "--version", version, "--out"])

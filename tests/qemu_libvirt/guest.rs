@@ -20,6 +20,8 @@ pub(crate) enum BootSector {
     PowerOffLater,
     /// Writes its line, and six seconds later again, and restarts: again and again.
     RestartLater,
+    /// Writes its line, and six seconds later again, and tells of a panic.
+    PanicLater,
     /// Writes its line again and again.
     Chatter,
     /// Writes its line, and then to its disk, further and further, up to 32 MiB.
@@ -34,6 +36,8 @@ impl BootSector {
         const POWER_OFF: [u8; 7] = [0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef];
         // Asks a q35 board for a full reset, by its reset control register.
         const RESTART: [u8; 6] = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee];
+        // Tells the panic device of a panic.
+        const PANIC: [u8; 6] = [0xba, 0x05, 0x05, 0xb0, 0x01, 0xee];
         let print = [
             0x31, 0xc0, // xor ax, ax
             0x8e, 0xd8, // mov ds, ax
@@ -71,6 +75,7 @@ impl BootSector {
             | Self::PowerOff
             | Self::PowerOffLater
             | Self::RestartLater
+            | Self::PanicLater
             | Self::Chatter
             | Self::Writer => 0,
         };
@@ -106,6 +111,7 @@ impl BootSector {
             Self::PowerOff => (&print[..], &POWER_OFF[..]),
             Self::PowerOffLater => (&print_twice[..], &POWER_OFF[..]),
             Self::RestartLater => (&print_twice[..], &RESTART[..]),
+            Self::PanicLater => (&print_twice[..], &PANIC[..]),
             Self::Chatter => (&print[..], &print_again[..]),
             Self::Writer => (&print[..], &write_on[..]),
             Self::Button(_) => (&print[..], &button[..]),

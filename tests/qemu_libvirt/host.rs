@@ -3,7 +3,7 @@
 use super::guest::{BootSector, LINE, until};
 use kvmlet::libvirt::{
     Callbacks, DiskCache, DiskSpec, DomainAccelerator, DomainChange, DomainEvent, DomainSpec,
-    DomainState, Host, HypervisorUri, Metadata, Owner, Power, VncSpec,
+    DomainState, Host, HypervisorUri, Metadata, Owner, PanicDevice, Power, VncSpec,
 };
 use kvmlet::model::bytes::Bytes;
 use kvmlet::model::hardware::{Cpu, Firmware};
@@ -141,6 +141,7 @@ impl Bench {
             vnc: Some(VncSpec {
                 listen: "127.0.0.1".parse().unwrap(),
             }),
+            panic: Some(PanicDevice::Isa),
             console_log: self.root.join(format!("{id}.console")),
         }
     }

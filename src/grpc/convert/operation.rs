@@ -182,6 +182,9 @@ fn power_outcome(outcome: PowerOutcome) -> wire::PowerOutcome {
             PowerMethod::GuestAgent => wire::PowerMethod::GuestAgent,
             PowerMethod::Acpi => wire::PowerMethod::Acpi,
             PowerMethod::Force => wire::PowerMethod::Force,
+            PowerMethod::Guest => wire::PowerMethod::Guest,
+            PowerMethod::Destroyed => wire::PowerMethod::Destroyed,
+            PowerMethod::Crashed => wire::PowerMethod::Crashed,
         }
         .into(),
         signals_sent: outcome.signals_sent,

@@ -17,7 +17,8 @@ pub use element::{check_text, check_title};
 pub use host::{CpuMode, NumaCell, Processor};
 pub use read::AttachedDisk;
 pub use spec::{
-    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, PanicDevice, VncSpec,
+    XmlError,
 };
 
 /// The namespace of our element in a domain's metadata.

@@ -1,5 +1,6 @@
 //! What a domain is made of, with every choice made.
 
+use super::super::capabilities::Version;
 use crate::model::bytes::Bytes;
 use crate::model::hardware::{Cpu, Firmware};
 use crate::model::ids::VmId;
@@ -43,11 +44,43 @@ pub struct DomainSpec {
     pub nics: Vec<NicSpec>,
     /// Its display, if it has one.
     pub vnc: Option<VncSpec>,
+    /// The device that it tells of its kernel's panic by, if there is one for its board.
+    pub panic: Option<PanicDevice>,
     /// The file that its serial console is written to. It is appended to and
     /// never cut by QEMU. With a libvirt daemon, virtlogd rotates it; with the
     /// embedded driver, QEMU itself holds it open for appending, so that its
     /// owner may copy and truncate it at any time.
     pub console_log: PathBuf,
+}
+
+/// What a guest's kernel tells of its panic by, before it stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PanicDevice {
+    /// An I/O port of x86 boards.
+    Isa,
+    /// A PCI device.
+    Pci,
+}
+
+impl PanicDevice {
+    /// The one for a board of an architecture, with this libvirt.
+    pub fn of(arch: &str, machine: &str, libvirt: Version) -> Option<Self> {
+        /// The first libvirt that knows it as a PCI device.
+        const KNOWS_PCI: Version = Version {
+            major: 9,
+            minor: 1,
+            patch: 0,
+        };
+        let is = |board: &str| {
+            let rest = machine.strip_prefix(board);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        match arch {
+            "x86_64" | "i686" if is("pc") || is("q35") => Some(Self::Isa),
+            "aarch64" if is("virt") && libvirt >= KNOWS_PCI => Some(Self::Pci),
+            _ => None,
+        }
+    }
 }
 
 /// What executes a domain's instructions, decided.

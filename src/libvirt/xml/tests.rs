@@ -1,7 +1,9 @@
 //! What is written is what is read back, whatever the text.
 
+use super::super::capabilities::Version;
 use super::spec::{
-    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, PanicDevice, VncSpec,
+    XmlError,
 };
 use super::{METADATA_NAMESPACE, read, write};
 use crate::libvirt::owner::Owner;
@@ -51,6 +53,7 @@ fn spec() -> DomainSpec {
         vnc: Some(VncSpec {
             listen: "127.0.0.1".parse().unwrap(),
         }),
+        panic: None,
         console_log: "/var/log/console".into(),
     }
 }
@@ -537,5 +540,56 @@ fn the_agents_channel_is_connected_only_when_libvirt_says_so() {
     assert_eq!(
         read::agent_connected(&domain("name='other' state='connected'")),
         Ok(false)
+    );
+}
+
+#[test]
+fn a_guest_can_tell_of_its_panic_where_there_is_a_device_for_it() {
+    let version = |major, minor| Version {
+        major,
+        minor,
+        patch: 0,
+    };
+    for (arch, machine, libvirt, device) in [
+        ("x86_64", "q35", version(9, 0), Some(PanicDevice::Isa)),
+        (
+            "x86_64",
+            "pc-q35-7.2",
+            version(9, 0),
+            Some(PanicDevice::Isa),
+        ),
+        (
+            "x86_64",
+            "pc-i440fx-7.2",
+            version(9, 0),
+            Some(PanicDevice::Isa),
+        ),
+        ("x86_64", "microvm", version(11, 3), None),
+        ("aarch64", "virt-9.2", version(9, 1), Some(PanicDevice::Pci)),
+        ("aarch64", "virt", version(9, 0), None),
+        ("s390x", "s390-ccw-virtio", version(11, 3), None),
+    ] {
+        let found = PanicDevice::of(arch, machine, libvirt);
+        assert_eq!(found, device, "{arch} {machine} {libvirt}");
+    }
+    let model = |panic, accelerator| {
+        let spec = DomainSpec {
+            panic,
+            accelerator,
+            ..spec()
+        };
+        value(&written(&spec), "devices/panic/@model")
+    };
+    let (isa, pci) = (Some(PanicDevice::Isa), Some(PanicDevice::Pci));
+    assert_eq!(model(isa, DomainAccelerator::Tcg).as_deref(), Some("isa"));
+    assert_eq!(
+        model(pci, DomainAccelerator::Kvm).as_deref(),
+        Some("pvpanic")
+    );
+    assert_eq!(model(None, DomainAccelerator::Kvm), None);
+    assert_eq!(
+        model(isa, DomainAccelerator::Test),
+        None,
+        "none is simulated"
     );
 }

@@ -7,7 +7,8 @@
 use super::element::{Element, check_title};
 
 use super::spec::{
-    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, VncSpec, XmlError,
+    DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, PanicDevice, VncSpec,
+    XmlError,
 };
 use super::{AGENT_CHANNEL, METADATA_NAMESPACE};
 use crate::libvirt::owner::Owner;
@@ -97,7 +98,8 @@ pub(in super::super) fn domain(spec: &DomainSpec, owner: Owner) -> Result<String
         .child(clock(x86))
         .child(el("on_poweroff").text("destroy"))
         .child(el("on_reboot").text("restart"))
-        // A guest that panicked must not look as if it ran.
+        // A guest that panicked must not look as if it ran. That it did, its panic
+        // device tells.
         .child(el("on_crash").text("destroy"))
         .children((x86 && !simulated).then(|| {
             // A guest that sleeps can't be told from one that hangs.
@@ -214,7 +216,14 @@ fn devices(spec: &DomainSpec, x86: bool, simulated: bool) -> Result<Element, Xml
             el("rng")
                 .with("model", "virtio")
                 .child(el("backend").with("model", "random").text("/dev/urandom")),
-        ))
+        )
+        .children(spec.panic.map(|device| {
+            let model = match device {
+                PanicDevice::Isa => "isa",
+                PanicDevice::Pci => "pvpanic",
+            };
+            el("panic").with("model", model)
+        })))
 }
 
 /// A terminal whose output also goes to a file. QEMU must append: the file is

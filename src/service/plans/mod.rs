@@ -3,6 +3,7 @@
 //! Each list is made from the intent and the record alone, so that after a
 //! restart the same list is made again and run from its start.
 
+mod asked;
 mod create;
 mod disks;
 pub(super) mod images;

@@ -3,7 +3,7 @@
 use super::disks;
 use super::memory::{self, DiscardSaved};
 use crate::libvirt::{
-    Begin, ErrorKind, LibvirtError, PauseReason, Power, RebootMethod, Restore, Sighting,
+    Begin, ErrorKind, Host, LibvirtError, PauseReason, Power, RebootMethod, Restore, Sighting,
 };
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
@@ -12,11 +12,12 @@ use crate::model::reason::Reason;
 use crate::service::cell::Cell;
 use crate::service::fault::{chain, from_libvirt};
 use crate::service::gate::Lane;
+use crate::service::hypervisor::AGENT_CALL;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// How often a start that is half done is looked at.
 const HALF_DONE: Duration = Duration::from_millis(100);
@@ -291,18 +292,15 @@ impl Step for Reboot {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
+        if self.agent_takes_it(run).await? {
+            return Ok(());
+        }
+        // An agent that is connected but does not answer is a guest that may still
+        // hear its power button.
         let id = self.cell.id;
         run.core
             .hypervisor
             .call(Lane::Control, move |host| {
-                if host.agent_connected(id)? {
-                    // An agent that is connected but does not answer is a guest
-                    // that may still hear its power button.
-                    match host.reboot(id, RebootMethod::Agent) {
-                        Err(error) if error.kind == ErrorKind::AgentUnavailable => {}
-                        answer => return answer,
-                    }
-                }
                 host.reboot(id, RebootMethod::Acpi)
             })
             .await
@@ -318,6 +316,34 @@ impl Step for Reboot {
 
     fn is_repeatable(&self) -> bool {
         false
+    }
+}
+
+impl Reboot {
+    /// Asks the guest's agent, if it is there. libvirt's call lasts until the guest
+    /// restarts: an agent that has not refused after a while has been asked.
+    async fn agent_takes_it(&self, run: &Run) -> Result<bool, Fault> {
+        let (id, hypervisor) = (self.cell.id, &run.core.hypervisor);
+        let connected = hypervisor.call(Lane::Read, move |host| host.agent_connected(id));
+        if !connected.await? {
+            return Ok(false);
+        }
+        let reboot = move |host: &Host| host.reboot(id, RebootMethod::Agent);
+        let Some(mut sent) = hypervisor.signal_agent(id, reboot)? else {
+            return Ok(false);
+        };
+        let Ok(answer) = timeout(AGENT_CALL, sent.answer()).await else {
+            tracing::info!("the guest agent was asked to restart the guest, and has not yet");
+            return Ok(true);
+        };
+        match answer? {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind == ErrorKind::AgentUnavailable => Ok(false),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "libvirt call failed");
+                Err(from_libvirt(&error))
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::place::verify_place;
 use super::power::{StartGuest, domain};
 use super::stop::StopFirst;
 use crate::journal::Batch;
-use crate::libvirt::{OffReason, Power, Restore};
+use crate::libvirt::{OffReason, PauseReason, Power, Restore};
 use crate::model::fault::Fault;
 use crate::model::reason::{Code, Reason};
 use crate::model::request::{HealthCheck, HealthSign};
@@ -28,6 +28,8 @@ use tokio::time::Instant;
 
 /// How often a guest that is checked is looked at, beside each change that is seen.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long libvirt's word of a panic may take beside the state that comes of it.
+const WORD: Duration = Duration::from_secs(1);
 
 /// The plan of ReplaceRootVolume, as its intent says.
 pub(super) fn replace(
@@ -190,12 +192,29 @@ impl Step for CheckHealth {
         let mut view = self.cell.watch();
         loop {
             let power = domain(run, &self.cell).await?.power;
-            if let Power::Off(why) = power {
-                return Err(ended(why));
+            match power {
+                Power::Off(OffReason::Crashed) if self.has_panicked().await => {
+                    return Err(panicked());
+                }
+                Power::Off(why) => return Err(ended(why)),
+                Power::Crashed | Power::Paused(PauseReason::Crashed) => return Err(panicked()),
+                Power::Running(_)
+                | Power::Paused(_)
+                | Power::ShuttingDown
+                | Power::Asleep
+                | Power::Unknown => {}
             }
             let runs = matches!(power, Power::Running(_) | Power::Asleep);
-            if runs && self.check.sign == HealthSign::GuestAgent && self.agent_answers(run).await? {
-                return Ok(());
+            if runs && self.check.sign == HealthSign::GuestAgent {
+                // However long the agent takes, the check ends in time.
+                let answers = tokio::select! {
+                    answers = self.agent_answers(run) => answers?,
+                    () = tokio::time::sleep_until(until) => false,
+                    fault = told_to_end(run) => return Err(fault),
+                };
+                if answers {
+                    return Ok(());
+                }
             }
             let now = Instant::now();
             if now >= until {
@@ -215,12 +234,7 @@ impl Step for CheckHealth {
             tokio::select! {
                 _ = view.changed() => {}
                 () = tokio::time::sleep_until(look) => {}
-                () = run.operation.cancellation() => {
-                    return Err(Fault::new(Reason::CancelledByCaller, "the check was cancelled"));
-                }
-                () = run.core.stopping.cancelled() => {
-                    return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
-                }
+                fault = told_to_end(run) => return Err(fault),
             }
         }
     }
@@ -231,15 +245,24 @@ impl Step for CheckHealth {
 }
 
 impl CheckHealth {
+    /// Whether a guest that has crashed has panicked. libvirt's word of it may be on its
+    /// way still.
+    async fn has_panicked(&self) -> bool {
+        let until = Instant::now() + WORD;
+        while !self.cell.has_panicked() && Instant::now() < until {
+            tokio::time::sleep(WORD / 20).await;
+        }
+        self.cell.has_panicked()
+    }
+
     /// Whether the guest's agent has answered. That it can't be told is no answer:
     /// the next look finds the guest off, or libvirt away.
     async fn agent_answers(&self, run: &Run) -> Result<bool, Fault> {
         let id = self.cell.id;
-        // A stuck agent holds the call, and must not hold those that read.
         let answer = run
             .core
             .hypervisor
-            .try_call(Lane::Control, move |host| host.agent_answers(id))
+            .try_call(Lane::Agent, move |host| host.agent_answers(id))
             .await;
         match answer {
             Ok(Ok(answers)) => Ok(answers),
@@ -248,7 +271,21 @@ impl CheckHealth {
                 Ok(false)
             }
             Err(fault) if fault.code() == Code::Unknown => Ok(false),
+            // The agents of other guests hang.
+            Err(_) if run.core.hypervisor.is_up() => Ok(false),
             Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// Resolves when the check is cancelled or the agent stops.
+async fn told_to_end(run: &Run) -> Fault {
+    tokio::select! {
+        () = run.operation.cancellation() => {
+            Fault::new(Reason::CancelledByCaller, "the check was cancelled")
+        }
+        () = run.core.stopping.cancelled() => {
+            Fault::new(Reason::Stopping, "the agent is stopping")
         }
     }
 }
@@ -267,7 +304,7 @@ fn ended(why: OffReason) -> Fault {
         ),
         OffReason::Crashed | OffReason::Failed | OffReason::Daemon => unhealthy(
             "qemu_died",
-            "the guest started on the new root, and its QEMU died or it panicked",
+            "the guest started on the new root, and its QEMU died",
         ),
         OffReason::Destroyed => unhealthy(
             "power_cut",
@@ -282,6 +319,14 @@ fn ended(why: OffReason) -> Fault {
     }
 }
 
+/// What a panic says of a guest's start.
+fn panicked() -> Fault {
+    unhealthy(
+        "guest_panicked",
+        "the guest started on the new root, and its kernel panicked",
+    )
+}
+
 /// What a guest that has power and does not run says of its start.
 fn stands_still(power: Power) -> Fault {
     if power == Power::ShuttingDown {
@@ -289,6 +334,6 @@ fn stands_still(power: Power) -> Fault {
     }
     unhealthy(
         "guest_stands_still",
-        "the guest started on the new root and stands still: it panicked, its volume failed, or it was paused",
+        "the guest started on the new root and stands still: its volume failed, or it was paused",
     )
 }

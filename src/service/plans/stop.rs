@@ -1,9 +1,13 @@
 //! Stopping a guest: ask, ask again, and what to do when it does not.
 //!
 //! A busy guest misses the first signal (its agent starts late, its kernel has
-//! no button driver yet), so a graceful stop repeats it. The agent is asked
-//! where it is connected, else the ACPI power button is pressed; which of them
-//! is looked at anew for each signal.
+//! no button driver yet), so a graceful stop repeats it. The agent is asked once, with
+//! the first signal at which it is connected; all others press the ACPI power button,
+//! and so does that one if the agent does not take it.
+//!
+//! An agent that takes the request holds libvirt's call until the guest is off, for up
+//! to a minute. So the call is not waited for: the guest's end is, and the call is given
+//! up when the stop ends. No time of a stop depends on what the agent does.
 //!
 //! How far it has come is durable with each signal. A stop that was cut off, by an
 //! end of the agent or of libvirt, goes on with the time that is left. Across a
@@ -11,18 +15,18 @@
 //! is asked once more in any case, and given one interval to obey, before the time
 //! is said to be up.
 
-use super::power::{has_power, start_guest};
-use crate::libvirt::{Begin, ErrorKind, Restore, ShutdownMethod};
+use super::asked::{Asked, what_ended};
+use super::power::{domain, has_power, start_guest};
+use crate::libvirt::{Begin, ErrorKind, LibvirtError, OffReason, Power, Restore, ShutdownMethod};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::{Code, Reason};
 use crate::model::stop::{OnTimeout, PowerMethod, PowerOutcome, StopPolicy};
-use crate::model::time::Timestamp;
 use crate::model::view::View;
 use crate::service::cell::Cell;
 use crate::service::fault::{chain, from_libvirt};
 use crate::service::gate::Lane;
-use crate::service::operations::now;
+use crate::service::hypervisor::Sent;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -112,8 +116,19 @@ impl Step for StopGuest {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
-        let switched = self.new_root.is_some() && self.cell.root()? == self.new_root;
-        Ok(switched || !has_power(run, &self.cell).await?)
+        if self.new_root.is_some() && self.cell.root()? == self.new_root {
+            return Ok(true);
+        }
+        if has_power(run, &self.cell).await? {
+            return Ok(false);
+        }
+        // It was asked, and ended while nobody looked: the agent or libvirt was away.
+        let asked = run.operation.get().power_outcome;
+        if let Some(asked) = asked.filter(|asked| asked.method != PowerMethod::Force) {
+            let method = self.what_ended(run, asked.method, asked.signals_sent).await;
+            tell(run, PowerOutcome { method, ..asked });
+        }
+        Ok(true)
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
@@ -159,7 +174,13 @@ impl StopGuest {
             .call(Lane::PowerOff, move |host| host.destroy(id))
             .await;
         match &cut {
-            Ok(()) => tell(run, asked.outcome(PowerMethod::Force)),
+            Ok(()) => {
+                let method = match self.policy {
+                    StopPolicy::Force => PowerMethod::Force,
+                    StopPolicy::Graceful { .. } => self.what_cut(run, asked).await,
+                };
+                tell(run, asked.outcome(method));
+            }
             Err(fault) if fault.code() == Code::Unknown => {}
             Err(_) => run
                 .operation
@@ -178,35 +199,25 @@ impl StopGuest {
         let mut asked = Asked::so_far(run.operation.get().power_outcome);
         let left = timeout.saturating_sub(asked.before);
         let until = asked.begun + left.max(resend.min(timeout));
+        let mut agent = None;
         loop {
             // Who cancels before a signal spares the guest that signal.
             if let Some(why) = run.operation.cancelled() {
                 return Err(why);
             }
-            let answer = self.signal(run).await;
-            let sent = match &answer {
-                Ok(Some(used)) => Some(*used),
-                Ok(None) => None,
-                // It may have heard this one, and may be ending because of it.
-                Err(fault) if fault.code() == Code::Unknown => Some(asked.method),
-                Err(_) => None,
-            };
-            if let Some(used) = sent {
-                asked.signals += 1;
-                asked.method = used;
-                asked.last = Some(now());
-                tell(run, asked.outcome(used));
-                self.keep(run).await;
+            match self.ask_agent(run, &mut asked, until).await? {
+                Some(sent) => agent = Some(sent),
+                None => self.press_button(run, &mut asked, until).await?,
             }
-            answer?;
             let again = (Instant::now() + resend).min(until);
-            match self.wait(run, again, until).await? {
+            match self.wait(run, &asked, &mut agent, again, until).await? {
                 Waited::Off => {
                     if self.undo == UndoStop::Nothing {
                         // It has stopped: there is nothing left to cancel.
                         run.operation.outrun_cancellation();
                     }
-                    tell(run, asked.outcome(asked.method));
+                    let method = self.what_ended(run, asked.method, asked.signals).await;
+                    tell(run, asked.outcome(method));
                     return Ok(());
                 }
                 Waited::AskAgain => {}
@@ -240,48 +251,115 @@ impl StopGuest {
         }
     }
 
-    /// Sends one signal. `None` if there was nobody to send it to any more.
-    async fn signal(&self, run: &Run) -> Result<Option<PowerMethod>, Fault> {
+    /// Counts a signal, and makes it durable.
+    async fn count(&self, run: &Run, asked: &mut Asked, method: PowerMethod) {
+        asked.count(method);
+        tell(run, asked.outcome(method));
+        self.keep(run).await;
+    }
+
+    /// Asks the agent, if it is there, was not asked before, and can be asked now.
+    async fn ask_agent<'a>(
+        &self,
+        run: &'a Run,
+        asked: &mut Asked,
+        until: Instant,
+    ) -> Result<Option<Sent<'a, ()>>, Fault> {
+        if asked.agent {
+            return Ok(None);
+        }
+        let (id, hypervisor) = (self.cell.id, &run.core.hypervisor);
+        let connected = hypervisor.try_call(Lane::Read, move |host| host.agent_connected(id));
+        match in_time(run, until, connected).await? {
+            Some(Ok(true)) => {}
+            // The button's call tells what is wrong.
+            Some(Ok(false) | Err(_)) | None => return Ok(None),
+        }
+        let sent =
+            hypervisor.signal_agent(id, move |host| host.shutdown(id, ShutdownMethod::Agent))?;
+        if sent.is_some() {
+            self.count(run, asked, PowerMethod::GuestAgent).await;
+        }
+        Ok(sent)
+    }
+
+    /// Presses the power button, if there is still somebody to press it for.
+    async fn press_button(
+        &self,
+        run: &Run,
+        asked: &mut Asked,
+        until: Instant,
+    ) -> Result<(), Fault> {
         let id = self.cell.id;
-        let answer = run
-            .core
-            .hypervisor
-            .try_call(Lane::Control, move |host| {
-                if host.agent_connected(id)? {
-                    match host.shutdown(id, ShutdownMethod::Agent) {
-                        Ok(()) => return Ok(PowerMethod::GuestAgent),
-                        // It is connected and does not answer: press the button.
-                        Err(error) if error.kind == ErrorKind::AgentUnavailable => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                host.shutdown(id, ShutdownMethod::Acpi)
-                    .map(|()| PowerMethod::Acpi)
-            })
-            .await?;
-        match answer {
-            Ok(method) => Ok(Some(method)),
+        let pressed = run.core.hypervisor.try_call(Lane::Control, move |host| {
+            host.shutdown(id, ShutdownMethod::Acpi)
+        });
+        let answer = in_time(run, until, pressed).await;
+        let pressed = match &answer {
+            Ok(Some(Ok(()))) => true,
+            Ok(Some(Err(error))) => error.is_connection_lost(),
+            // It may have heard this one, and may be ending because of it.
+            Ok(None) => true,
+            Err(fault) => fault.code() == Code::Unknown,
+        };
+        if pressed {
+            self.count(run, asked, PowerMethod::Acpi).await;
+        }
+        match answer? {
+            Some(Err(error)) => self.not_heard(run, &error).await,
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
+    /// What is to be said of a signal that failed: nothing, if it failed because the
+    /// guest ends.
+    async fn not_heard(&self, run: &Run, error: &LibvirtError) -> Result<(), Fault> {
+        let over = match error.kind {
             // It has ended meanwhile, or libvirt is busy with it: the wait tells.
-            Err(error) if matches!(error.kind, ErrorKind::InvalidState | ErrorKind::Busy) => {
-                tracing::info!(error = chain(&error), "the guest could not be asked");
-                self.cell.touch();
-                Ok(None)
-            }
+            ErrorKind::InvalidState | ErrorKind::Busy => true,
             // A QEMU that dies while it is asked fails the call, and only then is
             // shown as off.
-            Err(error) if error.kind == ErrorKind::Other => {
-                if self.ends(run).await {
-                    tracing::info!(error = chain(&error), "the guest ended while it was asked");
-                    self.cell.touch();
-                    return Ok(None);
-                }
-                tracing::warn!(error = chain(&error), "libvirt call failed");
-                Err(from_libvirt(&error))
-            }
-            Err(error) => {
-                tracing::warn!(error = chain(&error), "libvirt call failed");
-                Err(from_libvirt(&error))
-            }
+            ErrorKind::Other => self.ends(run).await,
+            ErrorKind::NotFound
+            | ErrorKind::Foreign
+            | ErrorKind::WouldLose
+            | ErrorKind::AlreadyExists
+            | ErrorKind::Unreachable
+            | ErrorKind::Interrupted
+            | ErrorKind::Unsupported
+            | ErrorKind::Invalid
+            | ErrorKind::NoResources
+            | ErrorKind::Denied
+            | ErrorKind::AgentUnavailable => false,
+        };
+        if over {
+            tracing::info!(error = chain(error), "the guest could not be asked");
+            self.cell.touch();
+            return Ok(());
+        }
+        tracing::warn!(error = chain(error), "libvirt call failed");
+        Err(from_libvirt(error))
+    }
+
+    /// What ended a guest that was asked so often, last by this method.
+    async fn what_ended(&self, run: &Run, last: PowerMethod, signals: u32) -> PowerMethod {
+        let asked = if signals > 0 {
+            last
+        } else {
+            PowerMethod::Guest
+        };
+        match domain(run, &self.cell).await.map(|domain| domain.power) {
+            Ok(Power::Off(why)) => what_ended(why, asked),
+            // It was started again, or libvirt is away.
+            Ok(_) | Err(_) => asked,
+        }
+    }
+
+    /// What ended a guest whose power was to be cut: it may have ended before.
+    async fn what_cut(&self, run: &Run, asked: &Asked) -> PowerMethod {
+        match domain(run, &self.cell).await.map(|domain| domain.power) {
+            Ok(Power::Off(OffReason::Shutdown)) if asked.signals > 0 => asked.method,
+            Ok(_) | Err(_) => PowerMethod::Force,
         }
     }
 
@@ -306,30 +384,90 @@ impl StopGuest {
         }
     }
 
-    async fn wait(&self, run: &Run, again: Instant, until: Instant) -> Result<Waited, Fault> {
+    /// Waits for the guest's end until it is to be asked again, whatever becomes of the
+    /// call on its agent meanwhile.
+    async fn wait(
+        &self,
+        run: &Run,
+        asked: &Asked,
+        agent: &mut Option<Sent<'_, ()>>,
+        again: Instant,
+        until: Instant,
+    ) -> Result<Waited, Fault> {
         let mut view = self.cell.watch();
-        let off = async { drop(view.wait_for(|view| !is_on(view)).await) };
-        tokio::select! {
-            biased;
-            () = off => return Ok(Waited::Off),
-            () = run.operation.cancellation() => {}
-            () = run.core.stopping.cancelled() => {
-                return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
-            }
-            () = tokio::time::sleep_until(again) => {
-                let up = Instant::now() >= until;
-                return Ok(if up { Waited::TimeIsUp } else { Waited::AskAgain });
+        loop {
+            let off = async { drop(view.wait_for(|view| !is_on(view)).await) };
+            tokio::select! {
+                biased;
+                () = off => return Ok(Waited::Off),
+                () = run.operation.cancellation() => break,
+                () = run.core.stopping.cancelled() => return Err(stopping()),
+                answer = answer(agent) => {
+                    *agent = None;
+                    let refused = match answer? {
+                        Ok(()) => false,
+                        Err(error) => self.is_refusal(run, &error).await?,
+                    };
+                    // The button may have been pressed since.
+                    if refused && asked.method == PowerMethod::GuestAgent {
+                        return Ok(Waited::AskAgain);
+                    }
+                }
+                () = tokio::time::sleep_until(again) => {
+                    let up = Instant::now() >= until;
+                    return Ok(if up { Waited::TimeIsUp } else { Waited::AskAgain });
+                }
             }
         }
         // It may have stopped already, and the word of it be on its way.
         if !has_power(run, &self.cell).await? {
             return Ok(Waited::Off);
         }
-        Err(run
-            .operation
-            .cancelled()
-            .unwrap_or_else(|| Fault::new(Reason::CancelledByCaller, "the stop was cancelled")))
+        Err(cancelled(run))
     }
+
+    /// Whether the agent does not do it, by its own word or without one.
+    async fn is_refusal(&self, run: &Run, error: &LibvirtError) -> Result<bool, Fault> {
+        match error.kind {
+            ErrorKind::AgentUnavailable | ErrorKind::Busy | ErrorKind::Unsupported => {
+                tracing::info!(error = chain(error), "the guest agent did not obey");
+                Ok(true)
+            }
+            _ => self.not_heard(run, error).await.map(|()| false),
+        }
+    }
+}
+
+/// The answer of an agent that was asked; never comes if none is awaited.
+async fn answer(agent: &mut Option<Sent<'_, ()>>) -> Result<Result<(), LibvirtError>, Fault> {
+    match agent {
+        Some(sent) => sent.answer().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a call, but no longer than the stop may last; `None` if its time is up.
+async fn in_time<T>(
+    run: &Run,
+    until: Instant,
+    call: impl Future<Output = Result<T, Fault>>,
+) -> Result<Option<T>, Fault> {
+    tokio::select! {
+        biased;
+        answer = call => answer.map(Some),
+        () = run.operation.cancellation() => Err(cancelled(run)),
+        () = run.core.stopping.cancelled() => Err(stopping()),
+        () = tokio::time::sleep_until(until) => Ok(None),
+    }
+}
+
+fn cancelled(run: &Run) -> Fault {
+    let why = run.operation.cancelled();
+    why.unwrap_or_else(|| Fault::new(Reason::CancelledByCaller, "the stop was cancelled"))
+}
+
+fn stopping() -> Fault {
+    Fault::new(Reason::Stopping, "the agent is stopping")
 }
 
 fn is_on(view: &View) -> bool {
@@ -338,60 +476,6 @@ fn is_on(view: &View) -> bool {
             .vm
             .as_ref()
             .is_some_and(|vm| vm.seen.resting.has_power())
-}
-
-/// How often a guest was asked, and for how long, also by former runs.
-struct Asked {
-    signals: u32,
-    method: PowerMethod,
-    last: Option<Timestamp>,
-    /// What had passed when this run began.
-    before: Duration,
-    begun: Instant,
-}
-
-impl Default for Asked {
-    fn default() -> Self {
-        Self {
-            signals: 0,
-            method: PowerMethod::Acpi,
-            last: None,
-            before: Duration::ZERO,
-            begun: Instant::now(),
-        }
-    }
-}
-
-impl Asked {
-    /// What a run that was cut off has left. Between its last signal and now the
-    /// host's clock counts; one that was set back adds nothing.
-    fn so_far(outcome: Option<PowerOutcome>) -> Self {
-        let Some(outcome) = outcome else {
-            return Self::default();
-        };
-        let since = outcome.last_signal.map(|last| now().since(last));
-        Self {
-            signals: outcome.signals_sent,
-            method: outcome.method,
-            last: outcome.last_signal,
-            before: outcome.waited.saturating_add(since.unwrap_or_default()),
-            begun: Instant::now(),
-        }
-    }
-
-    fn waited(&self) -> Duration {
-        self.before.saturating_add(self.begun.elapsed())
-    }
-
-    fn outcome(&self, method: PowerMethod) -> PowerOutcome {
-        PowerOutcome {
-            method,
-            signals_sent: self.signals,
-            waited: self.waited(),
-            forced: method == PowerMethod::Force,
-            last_signal: self.last,
-        }
-    }
 }
 
 /// Shows how it stands.

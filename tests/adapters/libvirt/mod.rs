@@ -128,6 +128,7 @@ fn spec(id: VmId) -> DomainSpec {
         vnc: Some(VncSpec {
             listen: "127.0.0.1".parse().unwrap(),
         }),
+        panic: None,
         console_log: "/nowhere/console.log".into(),
     }
 }

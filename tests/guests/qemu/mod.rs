@@ -14,6 +14,7 @@ mod facts;
 mod metrics;
 mod network;
 mod orphans;
+mod panic;
 mod power;
 mod rebuild;
 mod root;
@@ -47,6 +48,8 @@ const TESTS: &[Test] = tests![
     root::a_root_that_does_not_come_up_healthy_is_switched_back,
     root::a_replaced_root_boots_the_new_image_and_a_reverted_one_the_old,
     root::a_guest_that_ends_while_its_new_root_is_checked_is_back_on_the_old,
+    panic::a_new_root_that_panics_is_switched_back_at_once,
+    panic::a_guest_that_panics_has_crashed_and_can_be_started,
     power::a_guest_with_power_goes_through_every_state,
     change::a_wished_power_state_is_reached_from_every_other,
     devices::a_console_log_does_not_grow_without_bound,

@@ -151,7 +151,7 @@ pub async fn a_root_that_does_not_come_up_healthy_is_switched_back(bench: &Bench
 }
 
 /// What a check of a guest's start said was wrong with it.
-fn problem(operation: &Operation) -> String {
+pub fn problem(operation: &Operation) -> String {
     let refusal = Refusal::from(operation.error.as_ref().unwrap());
     assert_eq!(refusal.reason, "START_FAILED");
     refusal.metadata["problem"].clone()

@@ -74,7 +74,9 @@ pub async fn qemu_is_killed_while_it_is_asked_to_stop(world: World) {
     let ended = api.ended(&begun.get_ref().id).await;
     // It is off, as was asked, and it says how.
     assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
-    assert!(!ended.power_outcome.unwrap().forced);
+    let outcome = ended.power_outcome.unwrap();
+    assert_eq!(outcome.method(), PowerMethod::Crashed);
+    assert!(!outcome.forced);
     guest.is(VmState::Crashed, StateReason::Crashed).await;
     guest.remove().await;
 }

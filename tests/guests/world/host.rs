@@ -139,3 +139,13 @@ pub async fn image(host: &bench::Host, sector: BootSector) -> String {
     sector.write_disk(&path);
     host.daemon.api().import(&path).await
 }
+
+/// Builds an image of a Linux guest of this kind (tests/guest) and imports it.
+pub async fn linux(host: &bench::Host, kind: &str) -> String {
+    let path = host.daemon.import_path(&format!("{}.qcow2", id()));
+    let folder = path.parent().unwrap();
+    let built = bench::build(folder, kind, "1").wait().unwrap();
+    assert!(built.success(), "tests/guest/build failed");
+    std::fs::rename(folder.join(format!("{kind}-1.qcow2")), &path).unwrap();
+    host.daemon.api().import(&path).await
+}

@@ -6,9 +6,11 @@
 mod ask;
 mod beside;
 mod death;
+mod heedless;
 mod host;
 mod many;
 mod outage;
+mod outcome;
 mod qemu_frozen;
 mod room;
 mod stop;
@@ -39,6 +41,8 @@ macro_rules! tests {
 
 const TESTS: &[Test] = tests![
     many::libvirtd_is_killed_under_many_vms_and_many_operations,
+    heedless::agents_that_do_nothing_hold_up_no_other_vm,
+    heedless::the_times_of_a_stop_hold_whatever_the_agent_does,
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
     outage::libvirtd_is_killed_early_in_a_start,
     outage::a_libvirtd_that_hangs_is_away_until_it_answers,
@@ -49,6 +53,8 @@ const TESTS: &[Test] = tests![
     stop::a_stop_goes_on_with_the_time_that_is_left_after_a_restart,
     stop::a_guest_is_asked_once_more_before_it_is_forced_after_a_restart,
     stop::a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent,
+    outcome::a_stop_says_what_has_really_ended_the_guest,
+    outcome::an_end_that_came_while_the_agent_was_away_is_told_as_what_it_was,
     outage::a_libvirtd_that_comes_back_is_found_and_heard,
     outage::who_finds_libvirt_gone_first_waits_for_it,
     beside::what_is_foreign_is_never_taken_and_never_removed,

@@ -9,12 +9,12 @@ use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
 use std::time::Duration;
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+pub fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
 /// Begins to stop a guest and waits until it was asked so many times.
-async fn asked(world: &World, guest: &Guest, policy: StopPolicy, times: u32) -> String {
+pub async fn asked(world: &World, guest: &Guest, policy: StopPolicy, times: u32) -> String {
     let api = world.api();
     let answer = api.vms().stop_vm(guest.stop_request(Some(policy))).await;
     let id = answer.unwrap().into_inner().id;
@@ -30,7 +30,7 @@ async fn asked(world: &World, guest: &Guest, policy: StopPolicy, times: u32) -> 
     id
 }
 
-fn length(duration: Option<prost_types::Duration>) -> Duration {
+pub fn length(duration: Option<prost_types::Duration>) -> Duration {
     duration.unwrap().try_into().unwrap()
 }
 
