@@ -6,7 +6,6 @@
 //! look over a new connection. Everyone may read the [`View`], which is always
 //! whole.
 
-use crate::model::event::Cause;
 use crate::model::fault::Fault;
 use crate::model::ids::{OperationId, VmId, VolumeId};
 use crate::model::lifecycle::{self, Observed, PauseCause, Seen};
@@ -17,9 +16,10 @@ use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
 use crate::service::feed::Feed;
 use crate::service::operations::now;
+use crate::service::restarts::Restarts;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::{Notify, watch};
 
 /// One VM's record with what is seen of it.
@@ -38,12 +38,8 @@ pub struct Cell {
     panicked: AtomicBool,
     looked: AtomicBool,
     guest_asked: AtomicBool,
-    /// The operation that asked the guest to restart, until it has or should have.
-    restart: Mutex<Option<(OperationId, Instant)>>,
+    restarts: Mutex<Restarts>,
 }
-
-/// How long after it was asked a guest may restart and it is still for that.
-const RESTART: Duration = Duration::from_secs(300);
 
 impl Cell {
     /// A cell with what is known at first, and the feed that its changes go to.
@@ -61,7 +57,7 @@ impl Cell {
             panicked: AtomicBool::new(false),
             looked: AtomicBool::new(false),
             guest_asked: AtomicBool::new(false),
-            restart: Mutex::default(),
+            restarts: Mutex::default(),
         }
     }
 
@@ -110,7 +106,7 @@ impl Cell {
             if let Some((id, OperationKind::RebootVm | OperationKind::ResetVm)) = after.current
                 && before.current != after.current
             {
-                *lock(&self.restart) = Some((id, Instant::now()));
+                lock(&self.restarts).ask(id, Instant::now());
             }
             self.view.send_replace(after.clone());
             self.feed.tell_vm(self.id, &before, &after);
@@ -120,12 +116,25 @@ impl Cell {
     /// Tells that the guest has restarted.
     pub fn tell_restart(&self) {
         let _order = self.lock();
-        let asked = lock(&self.restart).take();
-        let cause = match asked {
-            Some((id, at)) if at.elapsed() < RESTART => Cause::operation(id),
-            Some(_) | None => Cause::REBOOT,
-        };
+        let cause = lock(&self.restarts).restarted(Instant::now());
         self.feed.tell_happened(self.id, &self.view(), cause);
+    }
+
+    /// Notes that an operation presses the power button to restart the guest.
+    pub fn note_restart_press(&self, id: OperationId) {
+        lock(&self.restarts).press(id);
+    }
+
+    /// Notes that the guest is asked to shut down, or is reset: libvirt restarts it no
+    /// more once it has shut down.
+    pub fn forget_restart_press(&self) {
+        lock(&self.restarts).forget_press();
+    }
+
+    /// Notes that the guest was given power.
+    pub fn note_start(&self) {
+        self.forget_restart_press();
+        self.panicked.store(false, Ordering::Release);
     }
 
     /// Tells of the VM as it is, if what was told differs.
@@ -192,10 +201,10 @@ impl Cell {
         self.no_space.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the guest's kernel has panicked, or that it begins anew; libvirt's
-    /// state does not tell a panic from QEMU's death.
-    pub fn note_panic(&self, panicked: bool) {
-        self.panicked.store(panicked, Ordering::Release);
+    /// Notes that the guest's kernel has panicked; libvirt's state does not tell a panic
+    /// from QEMU's death.
+    pub fn note_panic(&self) {
+        self.panicked.store(true, Ordering::Release);
     }
 
     /// Whether the guest's kernel has panicked since it was started last, as far as

@@ -40,6 +40,7 @@ pub mod preview;
 pub mod rebuild;
 pub mod reconcile;
 pub mod repeat;
+mod restarts;
 pub mod secrets;
 pub mod sinks;
 pub mod stats;

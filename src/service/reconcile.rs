@@ -263,8 +263,8 @@ impl Observer for Reconciler {
                 cell.note_no_space();
             }
             match &event.what {
-                DomainChange::Started(_) => cell.note_panic(false),
-                DomainChange::Panicked => cell.note_panic(true),
+                DomainChange::Started(_) => cell.note_start(),
+                DomainChange::Panicked => cell.note_panic(),
                 DomainChange::Rebooted => cell.tell_restart(),
                 _ => {}
             }

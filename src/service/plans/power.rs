@@ -297,6 +297,7 @@ impl Step for Reboot {
         }
         // An agent that is connected but does not answer is a guest that may still
         // hear its power button.
+        self.cell.note_restart_press(run.operation.id());
         let id = self.cell.id;
         run.core
             .hypervisor
@@ -367,7 +368,9 @@ impl Step for Reset {
         run.core
             .hypervisor
             .call(Lane::Control, move |host| host.reset(id))
-            .await
+            .await?;
+        self.cell.forget_restart_press();
+        Ok(())
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {

@@ -253,6 +253,7 @@ impl StopGuest {
 
     /// Counts a signal, and makes it durable.
     async fn count(&self, run: &Run, asked: &mut Asked, method: PowerMethod) {
+        self.cell.forget_restart_press();
         asked.count(method);
         tell(run, asked.outcome(method));
         self.keep(run).await;

@@ -12,6 +12,7 @@ mod many;
 mod outage;
 mod outcome;
 mod qemu_frozen;
+mod reboot;
 mod room;
 mod stop;
 mod wire;
@@ -53,6 +54,8 @@ const TESTS: &[Test] = tests![
     stop::a_stop_goes_on_with_the_time_that_is_left_after_a_restart,
     stop::a_guest_is_asked_once_more_before_it_is_forced_after_a_restart,
     stop::a_guest_that_needs_two_signals_gets_them_from_two_runs_of_the_agent,
+    reboot::a_guest_that_powers_off_after_it_ignored_a_reboot_is_started_for_it,
+    reboot::a_stop_after_an_ignored_reboot_stops_the_guest,
     outcome::a_stop_says_what_has_really_ended_the_guest,
     outcome::an_end_that_came_while_the_agent_was_away_is_told_as_what_it_was,
     outage::a_libvirtd_that_comes_back_is_found_and_heard,
