@@ -8,7 +8,7 @@ use crate::libvirt::{
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::nic::Attachment;
-use crate::model::reason::Reason;
+use crate::model::reason::{Code, Reason};
 use crate::service::cell::Cell;
 use crate::service::fault::{chain, from_libvirt};
 use crate::service::gate::Lane;
@@ -299,12 +299,20 @@ impl Step for Reboot {
         // hear its power button.
         self.cell.note_restart_press(run.operation.id());
         let id = self.cell.id;
-        run.core
+        let pressed = run
+            .core
             .hypervisor
             .call(Lane::Control, move |host| {
                 host.reboot(id, RebootMethod::Acpi)
             })
-            .await
+            .await;
+        if pressed
+            .as_ref()
+            .is_err_and(|fault| fault.code() != Code::Unknown)
+        {
+            self.cell.forget_restart_press();
+        }
+        pressed
     }
 
     async fn undo(&self, _: &Run) -> Result<Undone, Fault> {

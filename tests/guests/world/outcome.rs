@@ -1,7 +1,7 @@
 //! What has ended a guest while it was being stopped.
 
 use super::host::World;
-use super::stop::asked;
+use super::stop::{asked, seconds};
 use crate::bench::Guest;
 use crate::support::api::graceful;
 use kvmlet::proto::v1::*;
@@ -43,8 +43,13 @@ pub async fn a_stop_says_what_has_really_ended_the_guest(world: World) {
 
 pub async fn an_end_that_came_while_the_agent_was_away_is_told_as_what_it_was(mut world: World) {
     let mut guest = world.guest(&world.deaf).await;
+    let policy = StopPolicy {
+        resend_interval: seconds(1),
+        ..graceful()
+    };
     for (end, method, state) in ENDS {
-        let stop = asked(&world, &guest, graceful(), 1).await;
+        // With the second signal, the first one is in the journal.
+        let stop = asked(&world, &guest, policy, 2).await;
         world.host.daemon.kill9();
         end(&world, &guest);
         world.host.daemon.restart().await;
@@ -52,7 +57,7 @@ pub async fn an_end_that_came_while_the_agent_was_away_is_told_as_what_it_was(mu
         assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
         let outcome = ended.power_outcome.unwrap();
         assert_eq!(outcome.method(), method, "{outcome:?}");
-        assert_eq!((outcome.signals_sent, outcome.forced), (1, false));
+        assert!(!outcome.forced && outcome.signals_sent > 0, "{outcome:?}");
         guest = world.host.guest(guest.id);
         guest.has_state(state).await;
         guest.start().await;
