@@ -8,7 +8,8 @@ use super::power;
 use super::xml::edit::{self, Merged};
 use super::xml::{AttachedDisk, DomainSpec, read, write};
 use crate::model::ids::VmId;
-use std::collections::BTreeMap;
+use crate::model::nic::MacAddress;
+use std::collections::{BTreeMap, HashSet};
 use virt::domain::Domain;
 use virt_sys as sys;
 use zeroize::Zeroizing;
@@ -60,7 +61,7 @@ impl Definition {
         let mut differences = Differences::default();
         if !self.persistent {
             let gone = "its definition was removed: it is gone when its guest ends";
-            differences.of_data.push(gone.to_owned());
+            differences.kept.push(gone.to_owned());
         }
         compare("", &self.disks, expected, &mut differences);
         if let Some(live) = &self.live {
@@ -150,6 +151,37 @@ impl Host {
             persistent,
             xml,
         })
+    }
+
+    /// Reads the names of all domains but those of `known`, with the hardware addresses
+    /// of their interfaces, as they run and as they are defined. One call for all and two
+    /// for each; one that goes away meanwhile is left out.
+    ///
+    /// # Errors
+    /// Those of any call; nothing is changed.
+    pub fn addresses_but(
+        &self,
+        known: &HashSet<VmId>,
+    ) -> Result<Vec<(String, Vec<MacAddress>)>, LibvirtError> {
+        const WHAT: &str = "read other domains' addresses";
+        let domains = self.call(WHAT, |c| c.list_all_domains(0))?;
+        let mut found = Vec::new();
+        for domain in &domains {
+            let read = || {
+                if known.contains(&self.on_found(WHAT, domain, |d| d.uuid().map(VmId))?) {
+                    return Ok(None);
+                }
+                let mut macs = Vec::new();
+                for flags in [0, sys::VIR_DOMAIN_XML_INACTIVE] {
+                    let text = self.on_found(WHAT, domain, |d| d.xml_desc(flags))?;
+                    macs.extend(read::macs(&text).map_err(|e| unreadable(WHAT, e))?);
+                }
+                let name = self.on_found(WHAT, domain, Domain::name)?;
+                Ok(Some((name, macs)))
+            };
+            found.extend(present(read())?.flatten());
+        }
+        Ok(found)
     }
 
     /// Changes a domain's definition from what `base` says to what `next` says, and

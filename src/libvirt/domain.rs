@@ -291,6 +291,22 @@ impl Host {
         present(self.on_domain(WHAT, id, |d| d.undefine_flags(flags))).map(drop)
     }
 
+    /// Has libvirt no longer start a domain by itself when the host comes up. Returns
+    /// whether it would have. Two calls, or three.
+    ///
+    /// # Errors
+    /// `NotFound`, `Foreign`, and those of any call.
+    pub fn clear_autostart(&self, id: VmId) -> Result<bool, LibvirtError> {
+        const WHAT: &str = "clear domain's autostart";
+        self.with_domain(WHAT, id, |domain| {
+            let set = self.on_found(WHAT, domain, Domain::autostart)?;
+            if set {
+                self.on_found(WHAT, domain, |d| d.set_autostart(false))?;
+            }
+            Ok(set)
+        })
+    }
+
     /// Starts a domain, or restores it if its memory is saved. One that is restored
     /// paused is shown as `Paused(Migration)`, one that is booted paused as
     /// `Paused(Request)`.

@@ -162,7 +162,7 @@ reasons! {
     VolumeExists "VOLUME_EXISTS" AlreadyExists:
         "A volume with this id exists."; "Use another id.".
     MacInUse "MAC_IN_USE" AlreadyExists:
-        "A VM on this host has this MAC address."; "Use another; metadata.vm_id has it.".
+        "A VM or another domain on this host has this MAC address."; "Use another; metadata.vm_id has it.".
     RequestIdReused "REQUEST_ID_REUSED" AlreadyExists:
         "This request_id was used for another request.";
         "Compare metadata.field; use a new request_id for a new request.".

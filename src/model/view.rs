@@ -4,7 +4,7 @@ use super::ids::OperationId;
 use super::lifecycle::{self, Resting, StateReason};
 use super::operation::OperationKind;
 use super::time::Timestamp;
-use super::vm::Vm;
+use super::vm::{Life, Vm};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -78,6 +78,17 @@ impl View {
             since: now,
         });
         standing.details = details;
+    }
+
+    /// Drops the conditions that the state no longer allows.
+    pub fn drop_outlived(&mut self) {
+        let Some(vm) = &self.vm else { return };
+        let (resting, life) = (vm.seen.resting, vm.life);
+        self.conditions.retain(|condition, _| match condition {
+            Condition::Drifted => resting != Resting::Lost,
+            Condition::DomainForeign => resting == Resting::Lost || life == Life::Failed,
+            Condition::SavedMemoryUnreadable => resting == Resting::Saved,
+        });
     }
 
     /// Whether the VM has power, or is about to get it.

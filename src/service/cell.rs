@@ -191,6 +191,7 @@ impl Cell {
                     changed = true;
                 }
             }
+            view.drop_outlived();
         });
         changed
     }

@@ -201,7 +201,7 @@ impl Reconciler {
         for (id, domain) in &domains {
             match (&domain.metadata, core.vms.cell(*id)) {
                 (Ok(_), Some(_)) if domain.marked => {}
-                (Ok(_), Some(_)) => mark(core, *id).await?,
+                (Ok(_), Some(_)) => mark(core, *id).await,
                 (Ok(_), None) => {
                     tracing::warn!(domain = domain.name, id = %id, "a domain of kvmlet's is in no record");
                 }
@@ -285,24 +285,23 @@ impl Observer for Reconciler {
     }
 }
 
-/// Whether somebody may have changed the VM's definition, or what it runs with.
+/// Whether somebody may have changed the VM's definition or saved its memory.
 fn may_change_definition(what: &DomainChange) -> bool {
     matches!(
         what,
-        DomainChange::Defined
-            | DomainChange::Undefined
-            | DomainChange::Started(_)
-            | DomainChange::Stopped(_)
-            | DomainChange::Suspended(_)
-            | DomainChange::Resumed
+        DomainChange::Defined | DomainChange::Undefined | DomainChange::Stopped(_)
     )
 }
 
-/// Marks a VM's domain that a version before the mark made.
-async fn mark(core: &Core, id: VmId) -> Result<(), Fault> {
-    core.hypervisor
+/// Marks a VM's domain that a version before the mark made. It is ours without, too.
+async fn mark(core: &Core, id: VmId) {
+    let marked = core
+        .hypervisor
         .call(Lane::Control, move |host| host.mark(id))
-        .await
+        .await;
+    if let Err(fault) = marked {
+        tracing::warn!(vm_id = %id, error = chain(&fault), "a VM's domain is not marked");
+    }
 }
 
 fn may_change_addresses(what: &DomainChange) -> bool {

@@ -4,6 +4,7 @@
 use super::AGENT_CHANNEL;
 use super::spec::Metadata;
 use crate::libvirt::owner::Owner;
+use crate::model::nic::MacAddress;
 use crate::model::view::VncEndpoint;
 use roxmltree::{Document, Node};
 
@@ -110,6 +111,14 @@ pub(in super::super) fn sources(xml: &str) -> Result<Vec<String>, Unreadable> {
     Ok(sources
         .filter_map(|s| ["file", "dev", "name"].iter().find_map(|a| s.attribute(*a)))
         .map(str::to_owned)
+        .collect())
+}
+
+/// The hardware addresses of a domain's interfaces.
+pub(in super::super) fn macs(xml: &str) -> Result<Vec<MacAddress>, Unreadable> {
+    let document = Document::parse(xml)?;
+    Ok(devices(&document, "interface")
+        .filter_map(|nic| child(nic, "mac")?.attribute("address")?.parse().ok())
         .collect())
 }
 

@@ -28,7 +28,7 @@ use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeKind};
 use hardware::hardware;
-use nics::{check_addresses, nics};
+use nics::{check_addresses, check_foreign_addresses, nics};
 use volumes::{Place, ceph_pool, check_files, check_room, check_volume_ids, root_place, volume};
 
 /// How to stop a guest, with the configured times where the caller gave none.
@@ -130,6 +130,7 @@ pub async fn create(
     check_files(core, &chosen, former).await?;
     check_room(core, &volumes).await?;
     let nics = nics(core, &offered, id, &wish.nics)?;
+    check_foreign_addresses(core, &nics).await?;
     check_text(&wish.name, "name")?;
     Ok(Vm {
         id,

@@ -7,6 +7,8 @@ use crate::model::nic::{Attachment, MacAddress, Nic};
 use crate::model::reason::Reason;
 use crate::model::request::NewNic;
 use crate::model::vm::Vm;
+use crate::service::gate::Lane;
+use std::collections::HashSet;
 
 /// The first libvirt that tags the traffic of a plain Linux bridge; before it,
 /// only Open vSwitch could.
@@ -88,6 +90,31 @@ pub(super) fn check_addresses(core: &Core, vm: &Vm) -> Result<(), Fault> {
     for nic in &vm.nics {
         let field = format!("nics[{}].mac", nic.device_index);
         check_mac(core, vm.id, nic.mac, &[], &field)?;
+    }
+    Ok(())
+}
+
+/// Refuses addresses that a domain has which is not kvmlet's.
+///
+/// # Errors
+/// `MAC_IN_USE`, naming the domain; as any call.
+pub(super) async fn check_foreign_addresses(core: &Core, nics: &[Nic]) -> Result<(), Fault> {
+    if nics.is_empty() {
+        return Ok(());
+    }
+    let known: HashSet<VmId> = core.vms.cells().iter().map(|cell| cell.id).collect();
+    let domains = core
+        .hypervisor
+        .call(Lane::Read, move |host| host.addresses_but(&known))
+        .await?;
+    for (name, macs) in domains {
+        if let Some(nic) = nics.iter().find(|nic| macs.contains(&nic.mac)) {
+            let field = format!("nics[{}].mac", nic.device_index);
+            let problem = format!("is used by the domain {name}, which is none of kvmlet's VMs");
+            return Err(Fault::field(Reason::MacInUse, field, problem)
+                .with("mac", nic.mac)
+                .with("domain", name));
+        }
     }
     Ok(())
 }

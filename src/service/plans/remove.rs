@@ -103,6 +103,17 @@ impl Step for MarkDomain {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
+        // Somebody has set it by hand; a VM that is deleted does not come back with the
+        // host. Before the mark, so that a run that was cut off does it again.
+        let id = self.0.cell.id;
+        let cleared = run
+            .core
+            .hypervisor
+            .call(Lane::Control, move |host| host.clear_autostart(id))
+            .await?;
+        if cleared {
+            tracing::info!(vm_id = %id, "libvirt no longer starts the deleted VM with the host");
+        }
         self.0.run(run).await
     }
 

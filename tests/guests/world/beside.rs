@@ -111,8 +111,35 @@ fn update_memory(guest: &Guest, mib: u64) -> UpdateVmRequest {
     }
 }
 
+/// Makes a request for a VM with an interface of this address.
+fn with_address(image: &str, mac: &str) -> CreateVmRequest {
+    CreateVmRequest {
+        nics: vec![NewNic {
+            mac: mac.to_owned(),
+            attachment: Some(new_nic::Attachment::User(UserAttachment {})),
+            ..Default::default()
+        }],
+        start: false,
+        ..bench::request(image)
+    }
+}
+
 pub async fn what_is_foreign_is_never_taken_and_never_removed(world: World) {
     let api = world.api();
+    let mac = "52:54:00:0a:0b:0c";
+    define(
+        &world,
+        &format!(
+            "<domain type='qemu'><name>theirs-on-the-net</name><memory unit='MiB'>64</memory>\
+             <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>\
+             <interface type='user'><mac address='{mac}'/></interface></devices></domain>"
+        ),
+    );
+    let create = api.vms().create_vm(with_address(&world.deaf, mac)).await;
+    let refusal = refused(create);
+    assert_eq!(refusal.reason, "MAC_IN_USE");
+    assert_eq!(refusal.metadata["domain"], "theirs-on-the-net");
+
     // One that is off, and one that runs.
     for runs in [false, true] {
         let (uuid, name) = (id(), format!("theirs-{runs}"));
@@ -317,6 +344,20 @@ pub async fn a_disk_that_was_changed_beside_it_is_never_switched_back(world: Wor
     assert_ne!(source(&world, &name), volume);
     virsh(&world, &["detach-disk", &name, "vdx", "--config"]);
     guest.remove().await;
+}
+
+pub async fn a_deleted_vm_does_not_come_back_with_the_host(world: World) {
+    let api = world.api();
+    let guest = world.guest(&world.deaf).await;
+    let name = domain(&guest.id);
+    virsh(&world, &["autostart", &name]);
+    api.done(Ask::Delete.send(&api, &guest.id, "").await).await;
+    let info = virsh(&world, &["dominfo", &name]);
+    let autostart = info.lines().find(|line| line.starts_with("Autostart:"));
+    assert!(
+        autostart.is_some_and(|line| line.ends_with("disable")),
+        "{info}"
+    );
 }
 
 pub async fn a_file_that_something_uses_is_not_removed(world: World) {

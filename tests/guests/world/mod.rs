@@ -64,6 +64,7 @@ const TESTS: &[Test] = tests![
     beside::a_copy_and_a_second_agent_are_told_from_what_is_ours,
     beside::a_disk_that_was_changed_beside_it_is_never_switched_back,
     beside::a_file_that_something_uses_is_not_removed,
+    beside::a_deleted_vm_does_not_come_back_with_the_host,
     beside::memory_that_cant_be_restored_is_said_and_not_booted_over,
     room::a_guest_whose_memory_finds_no_room_goes_on,
     room::a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later,
