@@ -135,7 +135,9 @@ async fn further_calls_on_a_connection_wait_or_were_never_begun() {
     let came = raw.until(PATIENCE, |came| came.is(RST_STREAM)).await;
     assert_eq!(came.code(), Some(REFUSED_STREAM));
     assert!(matches!(came, Came::Frame { stream: 9, .. }), "{came:?}");
-    assert_eq!(place.page().await.at_work(), 4.0);
+    place
+        .page_with("four calls", |page| page.at_work() == 4.0)
+        .await;
     place.serves().await;
 }
 

@@ -62,7 +62,9 @@ async fn a_receiver_is_greeted_and_gets_a_snapshot_and_then_every_change() {
         .wait("a heartbeat that knows of the VMs", |known| {
             let last = known.heartbeats.last()?;
             let node = last.node.as_ref()?;
-            (node.vm_counts.get("RUNNING") == Some(&1)).then(|| last.clone())
+            // One that was sent while all of that happened knows less.
+            let knows = last.head.as_ref()?.revision >= at.revision;
+            (knows && node.vm_counts.get("RUNNING") == Some(&1)).then(|| last.clone())
         })
         .await;
     // What is learnt of the guest by itself may have been told since.
