@@ -328,8 +328,10 @@ async fn compose(
     );
     if loaded.agent.is_none() {
         let batch = Batch::new().put_agent(agent);
-        let recorded = core.ledger.commit(batch).await;
-        recorded.map_err(|fault| refusal(1, fault.message))?;
+        if let Err(fault) = core.ledger.commit(batch).await {
+            // From the same place it is made the same again.
+            tracing::warn!(error = chain(&fault), "the agent's mark is not recorded");
+        }
     }
     let cursors = loaded.cursors.clone();
     let reconciler = Arc::new(Reconciler::new(core.clone(), loaded));

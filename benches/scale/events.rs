@@ -10,8 +10,8 @@ use kvmlet::proto::v1::{EventFilter, EventKind, VmState, WatchEventsRequest};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use uuid::Uuid;
 use tokio::time::timeout;
+use uuid::Uuid;
 use virt::connect::Connect;
 
 const PATIENCE: Duration = Duration::from_secs(10);
