@@ -1,6 +1,7 @@
 //! What a worker answers a request: refused, already there, or begun.
 
 use super::{Answer, Asked, Worker};
+use crate::faultpoint;
 use crate::journal::Batch;
 use crate::model::access::Role;
 use crate::model::fault::Fault;
@@ -61,6 +62,7 @@ impl Worker {
             )));
         }
         operation.vm_id = Some(vm.id);
+        faultpoint::reach("admission.create").await;
         // Published before it is durable, so that the next one is compared with
         // it; taken back if it does not become durable.
         self.cell.change(|view| {
@@ -319,6 +321,9 @@ impl Worker {
             return Ok(Arc::new(preview::operation(operation, plan)));
         }
         let current = (operation.id, operation.intent.kind());
+        if compares {
+            faultpoint::reach("admission.change").await;
+        }
         // Published before it is durable, so that the next one is compared with
         // it; taken back if it does not become durable.
         let before = self.cell.view();

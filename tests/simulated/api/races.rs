@@ -8,6 +8,10 @@ use crate::support::{PATIENCE, until};
 use kvmlet::model::lifecycle::Resting;
 use kvmlet::proto::v1::*;
 use nix::sys::signal::Signal;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
 
 /// Sends them all at once; returns what came of each.
 async fn all_at_once(api: &Api, requests: Vec<CreateVmRequest>) -> Vec<Result<Operation, Refusal>> {
@@ -55,39 +59,78 @@ async fn of_twenty_vms_that_want_one_address_one_gets_it() {
     assert_eq!(daemon.api().all_vms().await.len(), 1);
 }
 
-/// Where there is much to compare with, two are easily compared at once.
+/// A daemon that holds the first request that was compared with the other VMs, and is
+/// not published yet, as long as the file is there.
+async fn holding(point: &str) -> (Daemon, TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let held = folder.path().join("held");
+    let point = format!("{point}=1*return(hold:{})", held.display());
+    let daemon = Daemon::start(Setup {
+        environment: vec![("FAILPOINTS".to_owned(), point)],
+        ..Setup::default()
+    })
+    .await;
+    (daemon, folder, held)
+}
+
+/// Waits until the first request is held, gives the second time to overtake it if
+/// nothing keeps it from that, and lets the first go on.
+async fn let_go(held: &Path) {
+    until("the first to be held", PATIENCE, async || {
+        held.exists().then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    fs::remove_file(held).unwrap();
+}
+
+/// What is compared with other VMs is compared with one that is being admitted, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn of_vms_that_want_one_address_among_many_one_gets_it() {
-    let daemon = Daemon::simulated().await;
-    let image = daemon.image().await;
-    let nic = |mac: &str| NewNic {
-        network_id: "lan".to_owned(),
-        mac: mac.to_owned(),
-        ..Default::default()
-    };
-    let api = daemon.api();
-    let others = (0..200).map(|_| CreateVmRequest {
-        nics: vec![nic(""); 16],
+async fn two_vms_that_want_one_address_are_not_compared_at_once() {
+    let (daemon, _folder, held) = holding("admission.create").await;
+    let (api, image) = (daemon.api(), daemon.image().await);
+    let requests = (0..2).map(|_| CreateVmRequest {
+        nics: vec![NewNic {
+            network_id: "lan".to_owned(),
+            mac: "52:54:00:12:34:56".to_owned(),
+            ..Default::default()
+        }],
         ..small(&image)
     });
-    // Of so many addresses that are drawn, two may be the same, and one is refused.
-    let made = all_at_once(&api, others.collect()).await;
-    assert!(made.iter().filter(|outcome| outcome.is_ok()).count() > 150);
-    let mut won = 0;
-    for round in 0..10 {
-        let mac = format!("52:54:00:12:34:{round:02x}");
-        let mut nics = vec![nic(&mac)];
-        nics.extend(vec![nic(""); 15]);
-        let requests = (0..6).map(|_| CreateVmRequest {
-            nics: nics.clone(),
-            ..small(&image)
-        });
-        let outcomes = all_at_once(&api, requests.collect()).await;
-        let have_it = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-        assert!(have_it <= 1, "{outcomes:?}");
-        won += have_it;
+    let (outcomes, ()) = tokio::join!(all_at_once(&api, requests.collect()), let_go(&held));
+    one_won(&outcomes, "MAC_IN_USE");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_starts_are_not_promised_the_same_memory() {
+    let (daemon, _folder, held) = holding("admission.change").await;
+    let (api, image) = (daemon.api(), daemon.image().await);
+    let most = api.node().await.memory_bytes;
+    let requests = (0..2).map(|_| CreateVmRequest {
+        hardware: Some(Hardware {
+            vcpus: 1,
+            memory_bytes: (most / 3 * 2) >> 20 << 20,
+            ..Default::default()
+        }),
+        ..small(&image)
+    });
+    let mut made = Vec::new();
+    for request in requests {
+        let answer = api.vms().create_vm(request).await;
+        made.push(api.done(answer).await.vm_id);
     }
-    assert!(won > 5, "{won} of 10");
+    let start = |vm_id: &String| StartVmRequest {
+        vm_id: vm_id.clone(),
+        ..Default::default()
+    };
+    let (mut first, mut second) = (api.vms(), api.vms());
+    let (one, other, ()) = tokio::join!(
+        first.start_vm(start(&made[0])),
+        second.start_vm(start(&made[1])),
+        let_go(&held)
+    );
+    let outcomes = [api.outcome(one).await, api.outcome(other).await];
+    one_won(&outcomes, "HOST_MEMORY");
 }
 
 #[tokio::test(flavor = "multi_thread")]
