@@ -60,6 +60,12 @@ pub(in super::super) fn merge(present: &str, base: &str, next: &str) -> Result<M
         if old == new {
             continue;
         }
+        if name == "memory"
+            && let Some(balloon) = child(domain, "currentMemory")
+        {
+            // libvirt's note of the former size: kept, the guest would have no more.
+            edits.push((balloon.range(), String::new()));
+        }
         match (child(domain, name), new) {
             (Some(found), new) => edits.push((found.range(), new.unwrap_or_default().to_owned())),
             (None, Some(new)) => edits.push((before(end), new.to_owned())),
