@@ -162,9 +162,11 @@ async fn an_agent_that_starts_again_tells_nothing_twice() {
     let mut host = Host::start().await;
     let (vm, _) = host.vm_in(Resting::Stopped).await;
     host.vm_in(Resting::Running).await;
-    let at = Watcher::now(&host.api()).await.at.unwrap();
+    // In this order: what is told between the two would be both in the list
+    // and after the position.
     let vms = host.api().all_vms().await.into_iter();
     let mut told: HashMap<String, Vm> = vms.map(|vm| (vm.id.clone(), vm)).collect();
+    let at = Watcher::now(&host.api()).await.at.unwrap();
     host.daemon.kill9();
     host.daemon.restart().await;
     let api = host.api();
