@@ -3,16 +3,21 @@
 use super::connection::Host;
 use super::domain::{present, unreadable};
 use super::error::{ErrorKind, LibvirtError};
+use super::ffi;
 use super::owner;
 use super::power;
 use super::xml::edit::{self, Merged};
-use super::xml::{AttachedDisk, DomainSpec, read, write};
+use super::xml::{AttachedDisk, DomainSpec, places, read, write};
 use crate::model::ids::VmId;
 use crate::model::nic::MacAddress;
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use virt::domain::Domain;
 use virt_sys as sys;
 use zeroize::Zeroizing;
+
+/// A definition as the next start uses it, with the display's password.
+const WHOLE: sys::virDomainXMLFlags = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
 
 /// What a domain is defined as now.
 pub struct Definition {
@@ -38,6 +43,10 @@ impl std::fmt::Debug for Definition {
     }
 }
 
+/// Paths at which a pool had its volumes before, and that stand for these volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FormerPaths(pub HashSet<PathBuf>);
+
 /// How a domain differs from what it should be. Names no folders of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Differences {
@@ -56,16 +65,32 @@ impl Differences {
 }
 
 impl Definition {
-    /// How it differs from what it should be.
-    pub fn differences(&self, expected: &DomainSpec) -> Differences {
+    /// The files of its disks, as the next start uses them and as the guest has them,
+    /// that have the name of the expected one in another folder: by their place in
+    /// `expected.disks`, with the path.
+    pub fn elsewhere(&self, expected: &DomainSpec) -> Vec<(usize, PathBuf)> {
+        let live = self.live.iter().flatten();
+        let live: Vec<AttachedDisk> = live.cloned().collect();
+        places::elsewhere(&self.disks, expected)
+            .chain(places::elsewhere(&live, expected))
+            .collect()
+    }
+
+    /// How it differs from what it should be. The host's own settings (where displays
+    /// listen, consoles are written to, and how a cluster is reached) are no differences,
+    /// and neither are the paths in `former`: they are brought up to date.
+    pub fn differences(&self, expected: &DomainSpec, former: &FormerPaths) -> Differences {
         let mut differences = Differences::default();
         if !self.persistent {
             let gone = "its definition was removed: it is gone when its guest ends";
             differences.kept.push(gone.to_owned());
         }
-        compare("", &self.disks, expected, &mut differences);
+        let mut compare = |whose, disks: &[AttachedDisk]| {
+            compare(whose, disks, expected, former, &mut differences);
+        };
+        compare("", &self.disks);
         if let Some(live) = &self.live {
-            compare("of the running guest ", live, expected, &mut differences);
+            compare("of the running guest ", live);
         }
         match self.generation {
             Some(found) if found != expected.metadata.generation => {
@@ -81,7 +106,13 @@ impl Definition {
 }
 
 /// Compares disks with those that should be.
-fn compare(whose: &str, found: &[AttachedDisk], expected: &DomainSpec, to: &mut Differences) {
+fn compare(
+    whose: &str,
+    found: &[AttachedDisk],
+    expected: &DomainSpec,
+    former: &FormerPaths,
+    to: &mut Differences,
+) {
     let mut found: BTreeMap<&str, &AttachedDisk> = found
         .iter()
         .map(|disk| (disk.target.as_str(), disk))
@@ -92,12 +123,19 @@ fn compare(whose: &str, found: &[AttachedDisk], expected: &DomainSpec, to: &mut 
             to.of_data.push(format!("disk {target} {whose}is missing"));
             continue;
         };
-        if disk.source.as_deref() != Some(spec.source.name().as_str()) {
-            let now = disk.source.as_deref().unwrap_or("nothing");
+        let source = disk.source.as_deref();
+        let is_former = source.is_some_and(|path| former.0.contains(Path::new(path)));
+        if source != Some(spec.source.name().as_str()) && !is_former {
+            let now = source.unwrap_or("nothing");
             let now = now.rsplit('/').next().unwrap_or(now);
-            to.of_data.push(format!(
-                "disk {target} {whose}is on {now}, not on its volume"
-            ));
+            let wanted = spec.source.name();
+            let what = if wanted.rsplit('/').next() == Some(now) {
+                format!("{now} in another folder, where there is another file than its volume")
+            } else {
+                format!("{now}, not on its volume")
+            };
+            to.of_data
+                .push(format!("disk {target} {whose}is on {what}"));
         }
         if disk.is_copied {
             to.of_data
@@ -129,8 +167,7 @@ impl Host {
         let not_read = |e| unreadable(operation, e);
         let active = self.on_found(operation, domain, power::read)?.is_active();
         let persistent = self.on_found(operation, domain, Domain::is_persistent)?;
-        let flags = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
-        let xml = Zeroizing::new(self.on_found(operation, domain, |d| d.xml_desc(flags))?);
+        let xml = Zeroizing::new(self.on_found(operation, domain, |d| d.xml_desc(WHOLE))?);
         let live = if active {
             let live = self.on_found(operation, domain, |d| d.xml_desc(0))?;
             Some(read::disks(&live).map_err(not_read)?)
@@ -184,36 +221,118 @@ impl Host {
         Ok(found)
     }
 
-    /// Changes a domain's definition from what `base` says to what `next` says, and
-    /// leaves the rest of it as it is. `of` is as it was read just now. What runs is
-    /// not touched.
+    /// Changes a domain's definition from what `base` says to what `next` says, brings
+    /// the host's own settings up to date, and leaves the rest of it as it is. `of` is as
+    /// it was read just now. What runs is not touched. Four calls.
     ///
     /// # Errors
     /// As [`Host::define`]; `WouldLose` when devices would be lost that somebody has
-    /// added, which the message names. Nothing was changed then.
+    /// added, which the message names; `Busy` when somebody has changed it since it was
+    /// read. Nothing was changed then.
     pub fn redefine(
         &self,
         of: &Definition,
+        former: &FormerPaths,
         base: &DomainSpec,
         next: &DomainSpec,
     ) -> Result<(), LibvirtError> {
         const WHAT: &str = "change domain's definition";
-        let written = |spec| {
-            write::domain(spec, self.owner())
-                .map(Zeroizing::new)
-                .map_err(|e| LibvirtError::refused(WHAT, ErrorKind::Invalid, e))
-        };
-        let (base, new) = (written(base)?, written(next)?);
-        let merged = edit::merge(&of.xml, &base, &new).map_err(|e| unreadable(WHAT, e))?;
-        let xml = match merged {
+        let xml = match self.merged(WHAT, &of.xml, former, base, next)? {
             Merged::Changed(xml) => Zeroizing::new(xml),
             Merged::WouldLose(devices) => {
                 let message = devices.join(", ");
                 return Err(LibvirtError::refused(WHAT, ErrorKind::WouldLose, message));
             }
         };
-        self.with_domain(WHAT, next.id, |_| Ok(()))?;
+        self.with_domain(WHAT, next.id, |domain| {
+            let now = self.on_found(WHAT, domain, |d| d.xml_desc(WHOLE))?;
+            if *Zeroizing::new(now) == **of.xml {
+                return Ok(());
+            }
+            let message = "the definition was changed while it was read";
+            Err(LibvirtError::refused(WHAT, ErrorKind::Busy, message))
+        })?;
         self.call(WHAT, |c| c.define_domain_xml_flags(&xml, 0))
             .map(drop)
+    }
+
+    /// Brings the host's own settings up to date in a domain's definition, `of`, which was
+    /// read just now. Returns whether something was to be changed; no call if not.
+    ///
+    /// # Errors
+    /// As [`Host::redefine`].
+    pub fn update_places(
+        &self,
+        of: &Definition,
+        former: &FormerPaths,
+        expected: &DomainSpec,
+    ) -> Result<bool, LibvirtError> {
+        const WHAT: &str = "change domain's definition";
+        if self.is_placed(WHAT, &of.xml, former, expected)? {
+            return Ok(false);
+        }
+        self.redefine(of, former, expected, expected)?;
+        Ok(true)
+    }
+
+    /// Brings the host's own settings up to date in the definition that a domain's saved
+    /// memory is restored with. Returns whether something was to be changed. Three calls,
+    /// or four.
+    ///
+    /// # Errors
+    /// `NotFound`, `Foreign`, and those of any call; nothing was changed then.
+    pub fn update_saved(
+        &self,
+        former: &FormerPaths,
+        expected: &DomainSpec,
+    ) -> Result<bool, LibvirtError> {
+        const WHAT: &str = "change saved definition";
+        self.with_domain(WHAT, expected.id, |domain| {
+            let saved = self.on_found(WHAT, domain, ffi::managed_save_definition)?;
+            if self.is_placed(WHAT, &saved, former, expected)? {
+                return Ok(false);
+            }
+            let Merged::Changed(xml) = self.merged(WHAT, &saved, former, expected, expected)?
+            else {
+                return Ok(false);
+            };
+            let xml = Zeroizing::new(xml);
+            self.on_found(WHAT, domain, |d| ffi::define_managed_save(d, &xml))?;
+            Ok(true)
+        })
+    }
+
+    /// Whether a definition has the host's own settings as they are now.
+    fn is_placed(
+        &self,
+        operation: &'static str,
+        present: &str,
+        former: &FormerPaths,
+        expected: &DomainSpec,
+    ) -> Result<bool, LibvirtError> {
+        places::placed(present, expected, &former.0)
+            .map(|placed| placed == *expected)
+            .map_err(|e| unreadable(operation, e))
+    }
+
+    /// Makes the change from `base`, with the host's settings as they stand in `present`,
+    /// to `next`.
+    fn merged(
+        &self,
+        operation: &'static str,
+        present: &str,
+        former: &FormerPaths,
+        base: &DomainSpec,
+        next: &DomainSpec,
+    ) -> Result<Merged, LibvirtError> {
+        let not_read = |e| unreadable(operation, e);
+        let written = |spec: &DomainSpec| {
+            write::domain(spec, self.owner())
+                .map(Zeroizing::new)
+                .map_err(|e| LibvirtError::refused(operation, ErrorKind::Invalid, e))
+        };
+        let base = places::placed(present, base, &former.0).map_err(not_read)?;
+        let (base, next) = (written(&base)?, written(next)?);
+        edit::merge(present, &base, &next).map_err(not_read)
     }
 }

@@ -23,7 +23,7 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::error::Error as VirtError;
 use virt_sys as sys;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Starts libvirt's event loop on a thread of its own, once per process.
 ///
@@ -464,26 +464,48 @@ pub(super) fn set_agent_timeout(domain: &Domain, seconds: c_int) -> Result<(), V
 
 /// The definition in the file of a domain's saved memory. libvirt reads the file's
 /// header for it, and refuses one that is not finished.
-pub(super) fn managed_save_definition(domain: &Domain) -> Result<String, VirtError> {
+pub(super) fn managed_save_definition(domain: &Domain) -> Result<Zeroizing<String>, VirtError> {
+    let flags = sys::VIR_DOMAIN_SAVE_IMAGE_XML_SECURE;
     // SAFETY: the domain is held for as long as it is borrowed.
-    let text = unsafe { sys::virDomainManagedSaveGetXMLDesc(domain.as_ptr(), 0) };
+    let text = unsafe { sys::virDomainManagedSaveGetXMLDesc(domain.as_ptr(), flags) };
     if text.is_null() {
         return Err(VirtError::last_error());
     }
     // SAFETY: libvirt gave a string that ends with NUL, and that is ours to free.
     unsafe {
         let copy = CStr::from_ptr(text).to_string_lossy().into_owned();
+        std::slice::from_raw_parts_mut(text.cast::<u8>(), copy.len()).zeroize();
         libc_free(text.cast());
-        Ok(copy)
+        Ok(Zeroizing::new(copy))
     }
+}
+
+/// Changes the definition that a domain's saved memory is restored with. The text has no
+/// NUL in it.
+pub(super) fn define_managed_save(domain: &Domain, xml: &str) -> Result<(), VirtError> {
+    let text = secret_text(xml);
+    let text = CStr::from_bytes_with_nul(&text).expect("XML has no NUL");
+    // SAFETY: the domain is held for as long as it is borrowed, and the text ends
+    // with its only NUL.
+    let done = unsafe { sys::virDomainManagedSaveDefineXML(domain.as_ptr(), text.as_ptr(), 0) };
+    if done < 0 {
+        return Err(VirtError::last_error());
+    }
+    Ok(())
+}
+
+/// A text with the NUL that C needs, in memory that is erased.
+fn secret_text(xml: &str) -> Zeroizing<Vec<u8>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(xml.len() + 1));
+    text.extend_from_slice(xml.as_bytes());
+    text.push(0);
+    text
 }
 
 /// Changes a device of the running domain to what a text says that holds a secret:
 /// the copy that C needs is erased. The text has no NUL in it.
 pub(super) fn update_device_secretly(domain: &Domain, xml: &str) -> Result<(), VirtError> {
-    let mut text = Zeroizing::new(Vec::with_capacity(xml.len() + 1));
-    text.extend_from_slice(xml.as_bytes());
-    text.push(0);
+    let text = secret_text(xml);
     let text = CStr::from_bytes_with_nul(&text).expect("XML has no NUL");
     let live = sys::VIR_DOMAIN_AFFECT_LIVE;
     // SAFETY: the domain is held for as long as it is borrowed, and the text ends

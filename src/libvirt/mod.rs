@@ -39,7 +39,7 @@ pub mod xml;
 pub use addresses::{AddressSource, GuestAddress, GuestAddresses};
 pub use capabilities::{HostFacts, Version};
 pub use connection::{Callbacks, Host};
-pub use definition::{Definition, Differences};
+pub use definition::{Definition, Differences, FormerPaths};
 pub use domain::{
     Begin, DomainDisks, DomainState, RebootMethod, Restore, ShutdownMethod, Sighting,
 };

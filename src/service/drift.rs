@@ -9,24 +9,117 @@ use super::core::Core;
 use super::domains;
 use super::fault::chain;
 use super::gate::Lane;
-use crate::libvirt::{Differences, SavedMemory};
+use crate::libvirt::{Definition, Differences, FormerPaths, SavedMemory};
 use crate::model::fault::Fault;
 use crate::model::lifecycle::Resting;
 use crate::model::reason::Reason;
 use crate::model::view::Condition;
 use crate::model::vm::{Life, Vm};
 
+/// What a VM's domain is defined as.
+pub(super) struct Found {
+    /// The definition.
+    pub(super) definition: Definition,
+    /// The paths in it that stand for volumes which their pool has elsewhere now.
+    pub(super) former: FormerPaths,
+}
+
+/// Reads what a VM's domain is defined as; `None` if there is no such domain. Volumes are
+/// looked for by `records`.
+///
+/// # Errors
+/// As any call; nothing is changed.
+pub(super) async fn read(core: &Core, records: &[&Vm]) -> Result<Option<Found>, Fault> {
+    let Some(id) = records.first().map(|vm| vm.id) else {
+        return Ok(None);
+    };
+    let found = core
+        .hypervisor
+        .call(Lane::Read, move |host| host.definition(id))
+        .await?;
+    let Some(definition) = found else {
+        return Ok(None);
+    };
+    let mut former = FormerPaths::default();
+    for vm in records {
+        let disks = vm.disks();
+        for (at, path) in definition.elsewhere(&domains::spec(core, vm)?) {
+            let (place, asked) = (disks[at].reference(), path.clone());
+            let was_there = core
+                .pools
+                .call(&disks[at].pool, move |pool, _| pool.was_at(&place, &asked));
+            if was_there.await? {
+                former.0.insert(path);
+            }
+        }
+    }
+    Ok(Some(Found { definition, former }))
+}
+
 /// How a VM's domain differs from its record; `None` if there is no such domain.
 ///
 /// # Errors
 /// As any call; nothing is changed.
 pub(super) async fn find(core: &Core, vm: &Vm) -> Result<Option<Differences>, Fault> {
-    let (id, expected) = (vm.id, domains::spec(core, vm)?);
-    let found = core
+    let expected = domains::spec(core, vm)?;
+    let found = read(core, &[vm]).await?;
+    Ok(found.map(|found| found.definition.differences(&expected, &found.former)))
+}
+
+/// Brings the host's own settings up to date in a VM's definition, which its next start
+/// uses. Returns the paths that stand for its volumes; `None` for a domain that somebody
+/// has given other disks, which is left as it is: it starts with these.
+///
+/// # Errors
+/// `DOMAIN_DRIFTED` if a volume is in its pool, and the domain names another file that
+/// has its name in another folder: which of them is meant is not known. As any call.
+pub(super) async fn bring_up_to_date(core: &Core, vm: &Vm) -> Result<Option<FormerPaths>, Fault> {
+    let Some(found) = read(core, &[vm]).await? else {
+        return Ok(None);
+    };
+    let expected = domains::spec(core, vm)?;
+    let Found { definition, former } = found;
+    let differences = definition.differences(&expected, &former);
+    let mut elsewhere = definition.elsewhere(&expected).into_iter();
+    if elsewhere.any(|(_, path)| !former.0.contains(&path)) {
+        return Err(refusal(&differences));
+    }
+    if !differences.of_data.is_empty() {
+        return Ok(None);
+    }
+    let paths = former.clone();
+    let changed = core
         .hypervisor
-        .call(Lane::Read, move |host| host.definition(id))
+        .call(Lane::Control, move |host| {
+            host.update_places(&definition, &paths, &expected)
+        })
         .await?;
-    Ok(found.map(|found| found.differences(&expected)))
+    if changed {
+        tracing::info!(vm_id = %vm.id, "the VM's definition has the host's present settings now");
+    }
+    Ok(Some(former))
+}
+
+/// Does the same in the definition that a VM's memory was saved with.
+///
+/// # Errors
+/// As any call; nothing is changed.
+pub(super) async fn bring_saved_up_to_date(
+    core: &Core,
+    vm: &Vm,
+    former: FormerPaths,
+) -> Result<(), Fault> {
+    let expected = domains::spec(core, vm)?;
+    let changed = core
+        .hypervisor
+        .call(Lane::Control, move |host| {
+            host.update_saved(&former, &expected)
+        })
+        .await?;
+    if changed {
+        tracing::info!(vm_id = %vm.id, "the VM's saved definition has the host's present settings now");
+    }
+    Ok(())
 }
 
 /// Looks for what is not as it should be with a VM, and notes it.

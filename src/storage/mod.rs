@@ -203,6 +203,11 @@ pub trait Pool: Send + Sync {
         disks: &[String],
     ) -> Result<Option<String>, StorageError>;
 
+    /// Tells whether `path` is where a volume that is in its place now was before, so
+    /// that a definition which names the path means the volume: nothing is there any
+    /// more, or the same file. False in a pool that keeps no files.
+    fn was_at(&self, volume: &VolumeRef, path: &Path) -> Result<bool, StorageError>;
+
     /// Removes what a former process left half made, and returns the names.
     ///
     /// Downloads of the imports in `keep` stay, to be resumed. To be called

@@ -63,6 +63,7 @@ const TESTS: &[Test] = tests![
     Beside root::a_root_goes_to_another_ceph_pool_by_its_tag_and_comes_back_with_its_bytes,
     Beside power::a_guest_is_not_started_while_another_client_has_its_root_open,
     Beside root::a_new_root_that_does_not_stay_up_is_switched_back_to_the_old_ceph_pool,
+    Beside power::a_guest_starts_and_is_restored_by_the_monitors_that_there_are_now,
     Beside key::no_secret_is_in_what_is_written_told_or_started,
     Beside header::a_qcow2_header_that_a_guest_wrote_opens_no_other_file,
     Alone outage::guests_go_on_without_libvirt_and_start_again_after_it,

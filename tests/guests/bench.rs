@@ -233,8 +233,8 @@ impl Host {
 
     /// Every QEMU process of this daemon.
     pub fn qemus(&self) -> Vec<Pid> {
-        // Its guests' disks are in the pool of its own daemon.
-        let pool = format!("{}/pool/", self.daemon.home().display());
+        // Its guests' disks are in a pool of its own daemon.
+        let pool = format!("{}/", self.daemon.home().display());
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();

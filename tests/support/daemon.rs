@@ -33,6 +33,10 @@ pub struct Setup {
     pub log_level: &'static str,
     /// Further whole sections at the end.
     pub more: String,
+    /// The folder of the default pool, in its directory.
+    pub pool: &'static str,
+    /// The folder of consoles, in its directory.
+    pub console: &'static str,
     /// The pool for what names none.
     pub default_pool: &'static str,
     /// Environment of the process, such as `FAILPOINTS`.
@@ -52,6 +56,8 @@ impl Default for Setup {
             lines: Vec::new(),
             log_level: "info,kvmlet=debug",
             more: String::new(),
+            pool: "pool",
+            console: "console",
             default_pool: "default",
             environment: Vec::new(),
             launcher: Vec::new(),
@@ -88,7 +94,7 @@ impl Setup {
         let own = home.join("journal.db");
         let journal = self.journal.as_ref().unwrap_or(&own);
         let home = home.display();
-        let uri = &self.uri;
+        let (uri, pool, console) = (&self.uri, self.pool, self.console);
         let sections = [
             ("node", "labels = { rack = \"7\" }".to_owned()),
             ("hypervisor", format!("uri = \"{uri}\"")),
@@ -103,7 +109,7 @@ impl Setup {
             (
                 "vms",
                 format!(
-                    "console_dir = \"{home}/console\"\nvcpu_overcommit = 100.0\nreserved_memory = \"0 B\""
+                    "console_dir = \"{home}/{console}\"\nvcpu_overcommit = 100.0\nreserved_memory = \"0 B\""
                 ),
             ),
             ("operations", String::new()),
@@ -133,7 +139,7 @@ impl Setup {
 [[pools]]
 name = "default"
 kind = "qcow2"
-path = "{home}/pool"
+path = "{home}/{pool}"
 default = {default}
 
 [[pools]]

@@ -8,6 +8,7 @@
 //! is written anew, and refused if something would be lost by that.
 
 use super::METADATA_NAMESPACE;
+use super::places;
 use super::read::{Unreadable, child, devices};
 use roxmltree::{Document, Node};
 use std::collections::BTreeSet;
@@ -74,6 +75,7 @@ pub(in super::super) fn merge(present: &str, base: &str, next: &str) -> Result<M
     }
     edits.extend(metadata(domain, &to, before(end))?);
     edits.extend(disks(&here, &from, &to, end)?);
+    edits.extend(places::edits(&here, &from, &to));
     // From the end, so that what is before keeps its place.
     edits.sort_by_key(|(range, _)| (range.start, range.end));
     let mut changed = present.to_owned();

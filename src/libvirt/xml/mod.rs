@@ -7,6 +7,7 @@
 pub(super) mod edit;
 mod element;
 pub(super) mod host;
+pub(super) mod places;
 pub(super) mod read;
 mod spec;
 #[cfg(test)]

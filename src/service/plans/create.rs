@@ -284,27 +284,29 @@ impl Step for DefineDomain {
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let from = domains::spec(&run.core, &self.from)?;
         let next = domains::spec(&run.core, &self.vm)?;
-        let id = self.cell.id;
+        let Some(found) = drift::read(&run.core, &[&self.from, &self.vm]).await? else {
+            return run
+                .core
+                .hypervisor
+                .call(Lane::Control, move |host| host.define(&next))
+                .await;
+        };
         let done = run
             .core
             .hypervisor
             .call(Lane::Control, move |host| {
-                let Some(found) = host.definition(id)? else {
-                    return host.define(&next).map(Ok);
-                };
-                let of_next = found.differences(&next);
+                let drift::Found { definition, former } = &found;
+                let of_next = definition.differences(&next, former);
                 let is_next = of_next.of_data.is_empty()
-                    && found.generation == Some(next.metadata.generation);
-                if !is_next {
-                    let of_from = found.differences(&from);
-                    if of_from.of_data.is_empty() {
-                        return host.redefine(&found, &from, &next).map(Ok);
-                    }
+                    && definition.generation == Some(next.metadata.generation);
+                let of_from = definition.differences(&from, former);
+                if !is_next && of_from.of_data.is_empty() {
+                    return host.redefine(definition, former, &from, &next).map(Ok);
                 }
                 if of_next.of_data.is_empty() {
-                    host.redefine(&found, &next, &next).map(Ok)
+                    host.redefine(definition, former, &next, &next).map(Ok)
                 } else {
-                    Ok(Err(found.differences(&from)))
+                    Ok(Err(of_from))
                 }
             })
             .await?;

@@ -6,10 +6,11 @@
 //! from; and a guest that was to be restored is looked at before it is let run.
 
 use super::power::{begin_guest, domain, refused};
-use crate::libvirt::{Begin, PauseReason, Power, Restore, SavedMemory};
+use crate::libvirt::{Begin, FormerPaths, PauseReason, Power, Restore, SavedMemory};
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
 use crate::service::cell::Cell;
+use crate::service::drift;
 use crate::service::gate::Lane;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use async_trait::async_trait;
@@ -45,12 +46,17 @@ async fn saved(run: &Run, cell: &Cell) -> Result<SavedMemory, Fault> {
     Ok(found)
 }
 
-/// Restores a guest from its saved memory, held.
+/// Restores a guest from its saved memory, held. `former` are paths that stand for its
+/// volumes in what was saved; without them that is left as it is.
 ///
 /// # Errors
 /// `SAVED_MEMORY_UNREADABLE`: nothing runs, and what was there of the file stays if
 /// libvirt has left it.
-pub(super) async fn restore(run: &Run, cell: &Cell) -> Result<(), Fault> {
+pub(super) async fn restore(
+    run: &Run,
+    cell: &Cell,
+    former: Option<FormerPaths>,
+) -> Result<(), Fault> {
     if let SavedMemory::Unreadable(_) = saved(run, cell).await? {
         return Err(unreadable(
             "the file of the VM's saved memory is missing, incomplete or damaged: the VM is not started without it",
@@ -59,6 +65,9 @@ pub(super) async fn restore(run: &Run, cell: &Cell) -> Result<(), Fault> {
     run.reach("start-guest.restore").await?;
     if run.core.hypervisor.is_simulated() {
         return begin_guest(run, cell, Begin::Running, Restore::IfSaved, Lane::Memory).await;
+    }
+    if let Some(former) = former {
+        drift::bring_saved_up_to_date(&run.core, &cell.vm()?, former).await?;
     }
     // Restoring reads the guest's whole memory.
     begin_guest(run, cell, Begin::Paused, Restore::IfSaved, Lane::Memory).await?;

@@ -10,6 +10,7 @@ use crate::model::ids::VolumeId;
 use crate::model::nic::Attachment;
 use crate::model::reason::{Code, Reason};
 use crate::service::cell::Cell;
+use crate::service::drift;
 use crate::service::fault::{chain, from_libvirt};
 use crate::service::gate::Lane;
 use crate::service::hypervisor::AGENT_CALL;
@@ -194,6 +195,7 @@ pub(super) async fn start_guest(
     let host = run.core.node.id();
     let seen = domain(run, cell).await?;
     if !memory::is_held(seen.power) {
+        let former = drift::bring_up_to_date(&run.core, &cell.vm()?).await?;
         disks::get_ready(run, cell).await?;
         start_networks(run, cell).await?;
         if !seen.managed_save || restore == Restore::Never {
@@ -201,7 +203,7 @@ pub(super) async fn start_guest(
             cell.edit(|vm| vm.last_host_id = Some(host));
             return Ok(());
         }
-        memory::restore(run, cell).await?;
+        memory::restore(run, cell, former).await?;
     }
     cell.edit(|vm| vm.last_host_id = Some(host));
     if begin == Begin::Running {

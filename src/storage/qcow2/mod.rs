@@ -537,6 +537,22 @@ impl Pool for Qcow2Pool {
         }
     }
 
+    fn was_at(&self, volume: &VolumeRef, path: &Path) -> Result<bool, StorageError> {
+        self.ours()?;
+        let now = self.volume_path(volume.id);
+        let failed = |path: &Path, e| StorageError::io(format!("looking at {}", path.display()), e);
+        let now = match now.metadata() {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(failed(&now, e)),
+        };
+        match path.metadata() {
+            Ok(found) => Ok((found.dev(), found.ino()) == (now.dev(), now.ino())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(failed(path, e)),
+        }
+    }
+
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
         self.ours()?;
         source::sweep(&self.temporary, keep)

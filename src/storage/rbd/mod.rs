@@ -558,6 +558,10 @@ impl Pool for RbdPool {
         Ok(disks.iter().find(|disk| **disk == name).cloned())
     }
 
+    fn was_at(&self, _: &VolumeRef, _: &Path) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+
     fn sweep_temporary(&self, keep: &[ImageId]) -> Result<Vec<String>, StorageError> {
         let mut removed = source::sweep(&self.spec.scratch, keep)?;
         for entry in self.entries()? {

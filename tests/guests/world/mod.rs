@@ -3,12 +3,14 @@
 //!
 //! Each test has a libvirt daemon of its own, in a mount namespace, which needs root.
 
+mod admin;
 mod ask;
 mod beside;
 mod death;
 mod heedless;
 mod host;
 mod many;
+mod moved;
 mod outage;
 mod outcome;
 mod qemu_frozen;
@@ -65,6 +67,7 @@ const TESTS: &[Test] = tests![
     beside::a_disk_that_was_changed_beside_it_is_never_switched_back,
     beside::a_file_that_something_uses_is_not_removed,
     beside::a_deleted_vm_does_not_come_back_with_the_host,
+    moved::guests_start_with_the_hosts_present_settings_and_saved_ones_go_on,
     beside::memory_that_cant_be_restored_is_said_and_not_booted_over,
     room::a_guest_whose_memory_finds_no_room_goes_on,
     room::a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later,

@@ -160,13 +160,21 @@ async fn a_watcher_goes_on_where_it_was_after_the_agent_was_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_starts_again_tells_nothing_twice() {
     let mut host = Host::start().await;
+    let mut before = Watcher::now(&host.api()).await;
     let (vm, _) = host.vm_in(Resting::Stopped).await;
-    host.vm_in(Resting::Running).await;
-    // In this order: what is told between the two would be both in the list
-    // and after the position.
-    let vms = host.api().all_vms().await.into_iter();
-    let mut told: HashMap<String, Vm> = vms.map(|vm| (vm.id.clone(), vm)).collect();
-    let at = Watcher::now(&host.api()).await.at.unwrap();
+    let (running, _) = host.vm_in(Resting::Running).await;
+    // What a list shows may be told after that.
+    for (id, state) in [(&vm, VmState::Stopped), (&running, VmState::Running)] {
+        before
+            .until(|event| {
+                matches!(event, Event::Vm(vm) if vm.id == *id
+                    && vm.state() == state
+                    && vm.current_operation_id.is_empty())
+            })
+            .await;
+    }
+    let (at, mut told): (_, HashMap<String, Vm>) =
+        (before.at.unwrap(), before.vms.into_iter().collect());
     host.daemon.kill9();
     host.daemon.restart().await;
     let api = host.api();
