@@ -34,7 +34,7 @@ use crate::service::reconcile::{Reconciler, compare_images, unfinished_imports, 
 use crate::service::sinks::Board;
 use crate::service::status_line::status_line;
 use crate::service::vms::Vms;
-use crate::service::{Core, fault::chain, sweeper};
+use crate::service::{Core, fault::chain, host_run, sweeper};
 use crate::telemetry::{AuditFile, Level};
 use crate::{report, shutdown, systemd, telemetry};
 use notices::Notices;
@@ -299,6 +299,7 @@ async fn compose(
         orphans: Orphans::default(),
         sinks: Board::default(),
         node: NodeIdentity::read(node, version),
+        host_run: host_run::Known::new(loaded.host_run.clone()),
         tasks: TaskTracker::new(),
         current: Current::new(&config),
         ready: tokio::sync::watch::Sender::new(Readiness::Starting),
@@ -349,6 +350,7 @@ async fn stop(
     tracing::info!("stopping; guests go on");
     core.ready.send_replace(Readiness::Stopping);
     notices.stopping(&status_line(core, Duration::ZERO));
+    host_run::record_end(core).await;
     // The unit may allow less than the configuration.
     systemd::extend_timeout(core.config.shutdown.grace.saturating_add(PAST_GRACE));
     core.stopping.cancel();

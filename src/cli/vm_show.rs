@@ -122,6 +122,7 @@ fn sheet(out: &Output, vm: &Vm) -> Sheet {
             VmConditionType::Drifted => "drifted",
             VmConditionType::DomainForeign => "domain foreign",
             VmConditionType::SavedMemoryUnreadable => "memory unreadable",
+            VmConditionType::RunsDeleted => "runs deleted",
         };
         sheet.add(name, condition.details.join("; "));
     }

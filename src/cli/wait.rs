@@ -246,6 +246,7 @@ fn outcome(out: &Output, operation: &Operation) -> String {
             PowerMethod::Guest => Some("by itself"),
             PowerMethod::Destroyed => Some("by something else on the host"),
             PowerMethod::Crashed => Some("by a crash"),
+            PowerMethod::Host => Some("with its host"),
         };
         if let Some(method) = method {
             text.push_str("\nstopped ");

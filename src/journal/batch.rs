@@ -2,6 +2,7 @@
 
 use super::read::Rebuild;
 use crate::model::event::{Change, Position};
+use crate::model::host_run::HostRun;
 use crate::model::ids::{ImageId, OperationId, VmId};
 use crate::model::image::Image;
 use crate::model::maintenance::Maintenance;
@@ -62,6 +63,7 @@ enum Write {
     },
     Maintenance(Option<String>),
     Agent(String),
+    HostRun(String),
     Touch,
 }
 
@@ -71,6 +73,9 @@ pub(super) const REBUILD: &str = "rebuild";
 pub(super) const MAINTENANCE: &str = "maintenance";
 /// The name under which it is kept there what this agent's domains are marked with.
 pub(super) const AGENT: &str = "agent";
+
+/// The name under which the host's last known run is kept there.
+pub(super) const HOST_RUN: &str = "host_run";
 
 #[derive(Debug)]
 struct OperationRow {
@@ -161,6 +166,11 @@ impl Batch {
     /// Records what this agent's domains are marked with.
     pub fn put_agent(self, agent: Uuid) -> Self {
         self.with(Write::Agent(encode(&agent)))
+    }
+
+    /// Records the run of the host's kernel, and what became of the agent in it.
+    pub fn put_host_run(self, run: &HostRun) -> Self {
+        self.with(Write::HostRun(encode(run)))
     }
 
     /// Records the host's maintenance; `None`: there is none.
@@ -298,6 +308,7 @@ impl Write {
             Self::Rebuild(state) => keep(connection, REBUILD, state.as_ref()),
             Self::Maintenance(state) => keep(connection, MAINTENANCE, state.as_ref()),
             Self::Agent(agent) => keep(connection, AGENT, Some(agent)),
+            Self::HostRun(run) => keep(connection, HOST_RUN, Some(run)),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What is recorded, read back.
 
-use super::batch::{AGENT, MAINTENANCE, REBUILD, column, state_name};
+use super::batch::{AGENT, HOST_RUN, MAINTENANCE, REBUILD, column, state_name};
 use super::error::JournalError;
 use crate::model::event::{Change, Event, Position};
+use crate::model::host_run::HostRun;
 use crate::model::ids::{ImageId, OperationId, RequestId, VmId};
 use crate::model::image::Image;
 use crate::model::maintenance::Maintenance;
@@ -43,6 +44,8 @@ pub struct Loaded {
     /// What this agent's domains are marked with; `None` in a journal that no version
     /// with marks has used.
     pub agent: Option<Uuid>,
+    /// The last known run of the host's kernel, and what became of the agent in it.
+    pub host_run: Option<HostRun>,
 }
 
 /// What becomes of the records that a journal did not have when it was made.
@@ -105,6 +108,7 @@ pub(super) fn load(connection: &Connection) -> Result<Loaded, JournalError> {
         rebuild: kept(&transaction, REBUILD)?,
         maintenance: kept(&transaction, MAINTENANCE)?,
         agent: kept(&transaction, AGENT)?,
+        host_run: kept(&transaction, HOST_RUN)?,
         told: told(&transaction)?,
         cursors: cursors(&transaction)?,
         epoch,

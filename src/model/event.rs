@@ -167,6 +167,12 @@ pub enum Detail {
     /// Its domain or saved memory was changed beside kvmlet, or is as it should be
     /// again.
     Drift,
+    /// Its host was shut down.
+    HostShutdown,
+    /// Its host ended without a shutdown.
+    HostPowerLoss,
+    /// Its host was started anew.
+    HostRestarted,
 }
 
 impl Cause {
@@ -251,6 +257,9 @@ fn observed(was: Option<Resting>, seen: Seen) -> Cause {
         StateReason::NoSpace => host(Detail::NoSpace),
         StateReason::DomainMissing => host(Detail::Undefine),
         StateReason::HypervisorAway => host(Detail::HypervisorAway),
+        StateReason::HostShutdown => host(Detail::HostShutdown),
+        StateReason::HostPowerLoss => host(Detail::HostPowerLoss),
+        StateReason::HostRestarted => host(Detail::HostRestarted),
         StateReason::JournalLost => Cause::AGENT,
         StateReason::None | StateReason::HypervisorBusy => match (was, seen.resting) {
             (Some(Resting::Paused), Resting::Running) => host(Detail::Resume),

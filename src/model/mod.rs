@@ -8,6 +8,7 @@ pub mod bytes;
 pub mod event;
 pub mod fault;
 pub mod hardware;
+pub mod host_run;
 pub mod ids;
 pub mod image;
 pub mod lifecycle;

@@ -47,6 +47,8 @@ pub enum PowerMethod {
     Destroyed,
     /// Its QEMU died, or it panicked.
     Crashed,
+    /// The host ended.
+    Host,
 }
 
 /// How a guest was stopped.

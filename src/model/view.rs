@@ -39,6 +39,8 @@ pub enum Condition {
     DomainForeign,
     /// Its saved memory can't be read.
     SavedMemoryUnreadable,
+    /// It is deleted, and its guest has power.
+    RunsDeleted,
 }
 
 /// How and since when a condition holds.
@@ -80,6 +82,15 @@ impl View {
         standing.details = details;
     }
 
+    /// Notes what the state itself says is not as it should be.
+    pub fn note_by_state(&mut self, now: Timestamp) {
+        let runs = |vm: &Vm| runs_deleted(vm.life, vm.seen.resting);
+        if self.vm.as_ref().is_some_and(runs) {
+            let words = "something else on the host has started its guest";
+            self.note(Condition::RunsDeleted, vec![words.to_owned()], now);
+        }
+    }
+
     /// Drops the conditions that the state no longer allows.
     pub fn drop_outlived(&mut self) {
         let Some(vm) = &self.vm else { return };
@@ -88,6 +99,7 @@ impl View {
             Condition::Drifted => resting != Resting::Lost,
             Condition::DomainForeign => resting == Resting::Lost || life == Life::Failed,
             Condition::SavedMemoryUnreadable => resting == Resting::Saved,
+            Condition::RunsDeleted => runs_deleted(life, resting),
         });
     }
 
@@ -120,4 +132,9 @@ impl View {
         }
         view
     }
+}
+
+/// Whether a VM is deleted, and its guest has power.
+const fn runs_deleted(life: Life, seen: Resting) -> bool {
+    matches!(life, Life::Deleted { .. } | Life::Expunging) && seen.has_power()
 }

@@ -7,8 +7,9 @@
 //! whole.
 
 use crate::model::fault::Fault;
+use crate::model::host_run::HostEnd;
 use crate::model::ids::{OperationId, VmId, VolumeId};
-use crate::model::lifecycle::{self, Observed, PauseCause, Seen};
+use crate::model::lifecycle::{self, Observed, PauseCause, Seen, StateReason};
 use crate::model::operation::OperationKind;
 use crate::model::time::Timestamp;
 use crate::model::view::{Condition, View};
@@ -192,8 +193,36 @@ impl Cell {
                 }
             }
             view.drop_outlived();
+            view.note_by_state(now);
         });
         changed
+    }
+
+    /// Takes in that the host has ended and come up again. Returns whether the guest had
+    /// power until then.
+    pub fn end_with_host(&self, end: HostEnd, now: Timestamp) -> bool {
+        let mut changed = false;
+        self.change(|view| {
+            if let Some(vm) = &mut view.vm {
+                let seen = lifecycle::end_with_host(vm.seen, end.reason);
+                changed = seen != vm.seen;
+                if changed {
+                    vm.seen = seen;
+                    vm.update_time = end.time.unwrap_or(now);
+                }
+            }
+        });
+        changed
+    }
+
+    /// Whether the guest is without power since its host ended.
+    pub fn has_ended_with_host(&self) -> bool {
+        self.view().vm.as_ref().is_some_and(|vm| {
+            matches!(
+                vm.seen.reason,
+                StateReason::HostShutdown | StateReason::HostPowerLoss | StateReason::HostRestarted
+            )
+        })
     }
 
     /// Notes that a volume could not grow; libvirt's state only says that reading

@@ -4,6 +4,7 @@ use super::addresses::Addresses;
 use super::current::Current;
 use super::feed::Feed;
 use super::gate::Gate;
+use super::host_run;
 use super::hypervisor::Hypervisor;
 use super::images::Images;
 use super::ledger::Ledger;
@@ -67,6 +68,8 @@ pub struct Core {
     pub sinks: Board,
     /// This host.
     pub node: NodeIdentity,
+    /// The last known run of the host's kernel.
+    pub host_run: host_run::Known,
     /// Cancelled when the agent stops: plans halt between steps.
     pub stopping: CancellationToken,
     /// The tasks that must have ended before the agent does.

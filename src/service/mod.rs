@@ -25,6 +25,7 @@ pub mod feed;
 pub mod figures;
 pub mod gate;
 pub mod host;
+pub mod host_run;
 pub mod hypervisor;
 pub mod image_cache;
 pub mod images;

@@ -67,6 +67,11 @@ impl NodeIdentity {
         self.id
     }
 
+    /// The kernel's name for its present run; empty if it has none.
+    pub fn boot_id(&self) -> &str {
+        &self.machine.boot_id
+    }
+
     /// The agent's version.
     pub const fn version(&self) -> &'static str {
         self.version

@@ -244,6 +244,9 @@ fn first_sight(found: Observed) -> Seen {
         | StateReason::Destroyed
         | StateReason::PausedOnHost
         | StateReason::StartedOnHost
+        | StateReason::HostShutdown
+        | StateReason::HostPowerLoss
+        | StateReason::HostRestarted
         | StateReason::JournalLost => StateReason::JournalLost,
         // QEMU's own doing, whoever asked for what.
         StateReason::Crashed

@@ -15,7 +15,7 @@ use super::operations::now;
 use super::plan::Ended;
 use super::secrets;
 use super::vms::adopt;
-use super::{images, maintenance, node, orphans, plans, rebuild};
+use super::{host_run, images, maintenance, node, orphans, plans, rebuild};
 use crate::journal::{Batch, Loaded, Rebuild};
 use crate::libvirt::{DomainChange, DomainEvent, DomainState, IoErrorAction};
 use crate::model::event::Cause;
@@ -176,12 +176,18 @@ impl Reconciler {
             }
         }
         let mut batch = Batch::new();
+        let host_end = host_run::last_end(core);
+        if let Some(end) = host_end {
+            tracing::warn!(how = ?end.reason, "the host has been started anew");
+        }
         let mut known = 0usize;
         for cell in core.vms.cells() {
             // What is foreign under a VM's id is none of the VM's.
             let domain = domains.get(&cell.id).filter(|domain| domain.is_ours());
             known += usize::from(domain.is_some());
-            if cell.observe(observed(domain.map(DomainState::sighting)), now())
+            let ended = host_end.is_some_and(|end| cell.end_with_host(end, now()));
+            let seen = observed(domain.map(DomainState::sighting));
+            if (cell.observe(seen, now()) || ended)
                 && let Ok(vm) = cell.vm()
             {
                 let state = vm.seen.resting.as_str();
@@ -194,8 +200,15 @@ impl Reconciler {
                 core.addresses.want(cell.id);
             }
         }
+        let run = host_run::present(core);
+        if let Some(run) = &run {
+            batch = batch.put_host_run(run);
+        }
         if !batch.is_empty() {
             core.ledger.commit(batch).await?;
+        }
+        if let Some(run) = run {
+            host_run::note(core, run);
         }
         let mut foreign = 0u32;
         for (id, domain) in &domains {

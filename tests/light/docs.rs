@@ -167,6 +167,9 @@ fn every_resting_state_and_every_reason_of_one_is_told() {
         StateReason::Deleted,
         StateReason::StartedOnHost,
         StateReason::JournalLost,
+        StateReason::HostShutdown,
+        StateReason::HostPowerLoss,
+        StateReason::HostRestarted,
     ];
     let wanted: BTreeSet<String> = reasons
         .iter()

@@ -84,35 +84,57 @@ impl Host {
         let id = uuid::Uuid::new_v4().simple();
         fs::write(root.join("etc/machine-id"), format!("{id}\n")).unwrap();
         fs::write(root.join("etc/hostname"), format!("{name}\n")).unwrap();
-        let log = File::create(folder.path().join("boot.log")).unwrap();
-        #[allow(clippy::disallowed_methods)] // there is no other way to boot it
-        let container = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", "systemd-nspawn", "--quiet"])
-            .args(["--register=no", "--keep-unit", "--console=passive"])
-            .args(["--private-network", "--capability=all", "--boot"])
-            .arg(format!("--machine={name}"))
-            .arg("--directory")
-            .arg(&root)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("systemd-nspawn starts; scripts/setup installs it");
+        let container = container(name, folder.path());
         let mut host = Self {
             name: name.to_owned(),
             init: Pid::from_raw(0),
             container,
             folder,
         };
+        host.has_come_up();
+        host
+    }
+
+    /// Shuts it down, and boots it again.
+    pub fn reboot(&mut self) {
+        // The command ends with the system, and so may fail.
+        self.try_run("systemctl --no-block poweroff");
         let deadline = Instant::now() + PATIENCE;
-        while host.init.as_raw() == 0 {
-            host.must_go_on(deadline);
-            host.init = Pid::from_raw(host.first_child());
+        while self.container.try_wait().unwrap().is_none() {
+            assert!(
+                Instant::now() < deadline,
+                "{} does not shut down",
+                self.name
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
+        self.come_up_again();
+    }
+
+    /// Takes its power, and boots it again.
+    pub fn lose_power(&mut self) {
+        kill(self.init, Signal::SIGKILL).unwrap();
+        self.container.wait().unwrap();
+        self.come_up_again();
+    }
+
+    fn come_up_again(&mut self) {
+        self.container = container(&self.name, self.folder.path());
+        self.init = Pid::from_raw(0);
+        self.has_come_up();
+    }
+
+    /// Waits until it has booted, and holds that it has booted well.
+    fn has_come_up(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.init.as_raw() == 0 {
+            self.must_go_on(deadline);
+            self.init = Pid::from_raw(self.first_child());
             thread::sleep(Duration::from_millis(50));
         }
         let state = loop {
-            host.must_go_on(deadline);
-            let state = host.try_run("systemctl is-system-running --wait").out;
+            self.must_go_on(deadline);
+            let state = self.try_run("systemctl is-system-running --wait").out;
             if !state.is_empty() && state != "offline" {
                 break state;
             }
@@ -121,12 +143,12 @@ impl Host {
         assert_eq!(
             state,
             "running",
-            "{name} did not boot well:\n{}\n{}",
-            host.try_run("systemctl --failed; journalctl -b -p warning --no-pager")
+            "{} did not boot well:\n{}\n{}",
+            self.name,
+            self.try_run("systemctl --failed; journalctl -b -p warning --no-pager")
                 .out,
-            host.boot_log()
+            self.boot_log()
         );
-        host
     }
 
     /// The container's process for the system's first process; 0 if there is none yet.
@@ -333,6 +355,28 @@ impl Drop for Host {
         let _ = self.container.kill();
         let _ = self.container.wait();
     }
+}
+
+/// Boots the root in this folder.
+fn container(name: &str, folder: &Path) -> Child {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("boot.log"))
+        .unwrap();
+    #[allow(clippy::disallowed_methods)] // there is no other way to boot it
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "systemd-nspawn", "--quiet"])
+        .args(["--register=no", "--keep-unit", "--console=passive"])
+        .args(["--private-network", "--capability=all", "--boot"])
+        .arg(format!("--machine={name}"))
+        .arg("--directory")
+        .arg(folder.join("root"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("systemd-nspawn starts; scripts/setup installs it")
 }
 
 fn said(output: Output) -> Said {

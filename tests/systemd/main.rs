@@ -25,6 +25,7 @@ mod guest;
 mod host;
 mod link;
 mod package;
+mod reboot;
 mod reload;
 mod remote;
 mod removal;
@@ -118,13 +119,16 @@ fn two_hosts() {
     let since = Instant::now();
     let packages = Packages::build();
     chapter(since, "boot");
-    let (one, two) = (Host::boot("kvmlet-a"), Host::boot("kvmlet-b"));
+    let (mut one, two) = (Host::boot("kvmlet-a"), Host::boot("kvmlet-b"));
     one.join("10.99.0.1/24", &two, "10.99.0.2/24");
     chapter(since, "apt install");
     first_steps::install(&one, &packages.now);
     first_steps::install(&two, &packages.now);
     runtime().block_on(async {
         link::lost_for_a_while(&one, &two, since).await;
+        drop(two);
+        chapter(since, "a host is shut down, and loses its power");
+        reboot::is_told_of_its_guests(&mut one).await;
     });
     chapter(since, "end");
 }

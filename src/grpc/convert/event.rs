@@ -148,5 +148,8 @@ const fn detail(detail: Option<Detail>) -> wire::CauseDetail {
         Some(Detail::HypervisorAway) => wire::CauseDetail::HypervisorAway,
         Some(Detail::HypervisorBack) => wire::CauseDetail::HypervisorBack,
         Some(Detail::Drift) => wire::CauseDetail::Drift,
+        Some(Detail::HostShutdown) => wire::CauseDetail::HostShutdown,
+        Some(Detail::HostPowerLoss) => wire::CauseDetail::HostPowerLoss,
+        Some(Detail::HostRestarted) => wire::CauseDetail::HostRestarted,
     }
 }

@@ -185,6 +185,7 @@ fn power_outcome(outcome: PowerOutcome) -> wire::PowerOutcome {
             PowerMethod::Guest => wire::PowerMethod::Guest,
             PowerMethod::Destroyed => wire::PowerMethod::Destroyed,
             PowerMethod::Crashed => wire::PowerMethod::Crashed,
+            PowerMethod::Host => wire::PowerMethod::Host,
         }
         .into(),
         signals_sent: outcome.signals_sent,

@@ -45,6 +45,7 @@ fn condition((condition, standing): (&Condition, &Standing)) -> wire::VmConditio
         Condition::Drifted => wire::VmConditionType::Drifted,
         Condition::DomainForeign => wire::VmConditionType::DomainForeign,
         Condition::SavedMemoryUnreadable => wire::VmConditionType::SavedMemoryUnreadable,
+        Condition::RunsDeleted => wire::VmConditionType::RunsDeleted,
     };
     wire::VmCondition {
         r#type: kind.into(),
@@ -128,6 +129,9 @@ const fn state_reason(reason: StateReason) -> wire::StateReason {
         StateReason::Deleted => wire::StateReason::Deleted,
         StateReason::StartedOnHost => wire::StateReason::StartedOnHost,
         StateReason::JournalLost => wire::StateReason::JournalLost,
+        StateReason::HostShutdown => wire::StateReason::HostShutdown,
+        StateReason::HostPowerLoss => wire::StateReason::HostPowerLoss,
+        StateReason::HostRestarted => wire::StateReason::HostRestarted,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a request comes to in each state.
 
-use super::Resting;
+use super::{Resting, Seen};
 use crate::model::fault::Fault;
 use crate::model::reason::Reason;
 use crate::model::vm::Life;
@@ -234,11 +234,18 @@ impl Instead {
     }
 }
 
-/// Decides what `ask` comes to for a VM whose life has come to `life` and that
-/// rests in `state`. It is the table, but for a VM that is half expunged: that is
-/// shown DELETED, can't be brought back, and deleting it goes on with it.
-pub const fn decide_for(life: Life, state: Resting, ask: Ask) -> Decision {
+/// Decides what `ask` comes to for a VM whose life has come to `life`, that rests in
+/// `state`, and whose domain was last `seen`. It is the table, but for two: one that is
+/// half expunged is shown DELETED, can't be brought back, and deleting it goes on with
+/// it; and the guest of a deleted one that something else has started can be stopped by
+/// force.
+pub const fn decide_for(life: Life, state: Resting, seen: Seen, ask: Ask) -> Decision {
     match (life, ask) {
+        (Life::Deleted { .. } | Life::Expunging, Ask::StopForce)
+            if seen.resting.has_power() && matches!(state, Resting::Deleted) =>
+        {
+            Decision::Go
+        }
         (Life::Expunging, Ask::Delete { .. }) => Decision::Go,
         (Life::Expunging, Ask::Recover) => Decision::Refuse(Instead::Expunge),
         (

@@ -19,7 +19,7 @@ mod decide;
 mod observe;
 
 pub use decide::{Ask, Decision, Instead, decide, decide_for};
-pub use observe::{Observed, OffCause, PauseCause, Seen, StateReason, observe};
+pub use observe::{Observed, OffCause, PauseCause, Seen, StateReason, end_with_host, observe};
 
 use super::vm::Life;
 use serde::{Deserialize, Serialize};

@@ -56,6 +56,12 @@ pub enum StateReason {
     StartedOnHost,
     /// The journal was lost, and with it what brought the VM here.
     JournalLost,
+    /// Its host was shut down.
+    HostShutdown,
+    /// Its host ended without a shutdown.
+    HostPowerLoss,
+    /// Its host was started anew; how it had ended is not known.
+    HostRestarted,
 }
 
 /// What libvirt shows of a domain.
@@ -198,6 +204,18 @@ pub const fn observe(before: Seen, observed: Observed) -> Seen {
                 },
             },
         },
+    }
+}
+
+/// Takes in that the host itself has ended since `before` was seen.
+pub const fn end_with_host(before: Seen, reason: StateReason) -> Seen {
+    if before.resting.has_power() {
+        Seen {
+            resting: Resting::Stopped,
+            reason,
+        }
+    } else {
+        before
     }
 }
 

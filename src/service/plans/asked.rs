@@ -77,9 +77,14 @@ impl Asked {
 }
 
 /// What ended a guest that is off, by why libvirt says that it is; `asked` is how it
-/// was asked last.
-pub(super) const fn what_ended(why: OffReason, asked: PowerMethod) -> PowerMethod {
+/// was asked last, and `host_ended` whether the host has ended since.
+pub(super) const fn what_ended(
+    why: OffReason,
+    asked: PowerMethod,
+    host_ended: bool,
+) -> PowerMethod {
     match (why, asked) {
+        (OffReason::Unknown, _) if host_ended => PowerMethod::Host,
         // A former run of the agent has cut its power. A libvirt that was just finding
         // its domains again takes that for a crash.
         (_, PowerMethod::Force) => PowerMethod::Force,
@@ -104,16 +109,23 @@ mod tests {
             PowerMethod::Acpi,
             PowerMethod::Guest,
         ] {
-            assert_eq!(what_ended(OffReason::Shutdown, asked), asked);
-            assert_eq!(what_ended(OffReason::Unknown, asked), asked);
+            assert_eq!(what_ended(OffReason::Shutdown, asked, false), asked);
+            assert_eq!(what_ended(OffReason::Unknown, asked, false), asked);
             assert_eq!(
-                what_ended(OffReason::Destroyed, asked),
+                what_ended(OffReason::Destroyed, asked, false),
                 PowerMethod::Destroyed
             );
-            assert_eq!(what_ended(OffReason::Crashed, asked), PowerMethod::Crashed);
+            assert_eq!(
+                what_ended(OffReason::Crashed, asked, false),
+                PowerMethod::Crashed
+            );
         }
+        assert_eq!(
+            what_ended(OffReason::Unknown, PowerMethod::Acpi, true),
+            PowerMethod::Host
+        );
         let cut = PowerMethod::Force;
-        assert_eq!(what_ended(OffReason::Destroyed, cut), cut);
+        assert_eq!(what_ended(OffReason::Destroyed, cut, false), cut);
     }
 
     #[test]

@@ -350,7 +350,7 @@ impl StopGuest {
             PowerMethod::Guest
         };
         match domain(run, &self.cell).await.map(|domain| domain.power) {
-            Ok(Power::Off(why)) => what_ended(why, asked),
+            Ok(Power::Off(why)) => what_ended(why, asked, self.cell.has_ended_with_host()),
             // It was started again, or libvirt is away.
             Ok(_) | Err(_) => asked,
         }

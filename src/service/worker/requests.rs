@@ -147,7 +147,7 @@ impl Worker {
             .resting()
             .ok_or_else(|| internal("a VM has no state"))?;
         let ask = ask(request, resting);
-        match decide_for(vm.life, resting, ask) {
+        match decide_for(vm.life, resting, vm.seen, ask) {
             Decision::Refuse(instead) => Err(instead.fault(ask, resting)),
             Decision::Already => self.already(asked, request, resting, vm).await,
             Decision::Go => self.go(asked, request, resting, vm, overtakes).await,

@@ -6,7 +6,7 @@ use super::admin::{define, define_foreign, domain, qemu_img, shows, source, virs
 use super::ask::Ask;
 use super::host::{LINE, World};
 use crate::bench::{self, Guest, Host};
-use crate::support::api::{Api, force, id};
+use crate::support::api::{Api, force, graceful, id};
 use crate::support::daemon::Setup;
 use crate::support::refusal::{Refusal, refused};
 use crate::support::{PATIENCE, until};
@@ -289,6 +289,22 @@ pub async fn a_deleted_vm_does_not_come_back_with_the_host(world: World) {
         autostart.is_some_and(|line| line.ends_with("disable")),
         "{info}"
     );
+
+    // Somebody starts it nevertheless: that is shown, and can be ended.
+    let stop = async |policy| api.vms().stop_vm(guest.stop_request(Some(policy))).await;
+    assert_eq!(refused(stop(force()).await).reason, "WRONG_STATE");
+    virsh(&world, &["start", &name]);
+    shows(&guest, Some(VmConditionType::RunsDeleted)).await;
+    assert_eq!(guest.state().await, VmState::Deleted);
+    assert_eq!(refused(stop(graceful()).await).reason, "WRONG_STATE");
+    let ended = api.done(stop(force()).await).await;
+    assert!(ended.power_outcome.unwrap().forced);
+    shows(&guest, None).await;
+    assert_eq!(guest.state().await, VmState::Deleted);
+    assert_eq!(world.truth(&guest.id), Some(VmState::Stopped));
+    api.done(Ask::Recover.send(&api, &guest.id, "").await).await;
+    guest.start().await;
+    guest.remove().await;
 }
 
 pub async fn a_file_that_something_uses_is_not_removed(world: World) {

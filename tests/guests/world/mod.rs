@@ -13,6 +13,7 @@ mod many;
 mod moved;
 mod outage;
 mod outcome;
+mod power_cut;
 mod qemu_frozen;
 mod reboot;
 mod room;
@@ -67,6 +68,7 @@ const TESTS: &[Test] = tests![
     beside::a_disk_that_was_changed_beside_it_is_never_switched_back,
     beside::a_file_that_something_uses_is_not_removed,
     beside::a_deleted_vm_does_not_come_back_with_the_host,
+    power_cut::guests_that_ended_with_their_host_say_so,
     moved::guests_start_with_the_hosts_present_settings_and_saved_ones_go_on,
     beside::memory_that_cant_be_restored_is_said_and_not_booted_over,
     room::a_guest_whose_memory_finds_no_room_goes_on,
