@@ -52,7 +52,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 use support::ceph::Cluster;
 use support::timed::trial;
-use support::{known, thorough};
+use support::{known, seed, thorough};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -240,14 +240,6 @@ fn matrix(
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     Runtime::new().unwrap().block_on(work)
-}
-
-/// The seed of what is random: another one each time, unless it is given.
-fn seed() -> u64 {
-    match std::env::var("KVMLET_SEED") {
-        Ok(text) => text.parse().expect("KVMLET_SEED is a number"),
-        Err(_) => rand::random_range(0..1_000_000),
-    }
 }
 
 /// Has a libvirt driver look at QEMU once, which takes seconds, for all others.

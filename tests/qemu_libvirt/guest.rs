@@ -26,6 +26,11 @@ pub(crate) enum BootSector {
     Chatter,
     /// Writes its line, and then to its disk, further and further, up to 32 MiB.
     Writer,
+    /// Counts in sector 64 of its disk, and writes each number to the serial port once it
+    /// is on the disk, with a mark that it gave the disk at its first boot: 8 digits of
+    /// hexadecimal each, about 4 times in a second. SeaBIOS offers QEMU no cache to be
+    /// flushed, so that a write which has ended is on the disk.
+    Counter,
     /// Powers off when its power button was pressed so many times.
     Button(u8),
 }
@@ -77,7 +82,8 @@ impl BootSector {
             | Self::RestartLater
             | Self::PanicLater
             | Self::Chatter
-            | Self::Writer => 0,
+            | Self::Writer
+            | Self::Counter => 0,
         };
         let button = [
             0xfb, // sti: the timer ends each hlt
@@ -106,6 +112,59 @@ impl BootSector {
             0x81, 0x06, 0x68, 0x7c, 0x80, 0x00, // add word [its sector], 128
             0xeb, 0xed, // jmp write
         ];
+        let far = [0xeb, 0x7e]; // jmp 0x80
+        let count = [
+            0x31, 0xc0, // xor ax, ax
+            0x8e, 0xd8, // mov ds, ax
+            0xfb, // sti: the timer ends each hlt
+            0xfc, // cld
+            0xbe, 0x40, 0x7c, // mov si, the line at 0x40
+            0xac, // next: lodsb
+            0x84, 0xc0, // test al, al
+            0x74, 0x06, // jz written
+            0xba, 0xf8, 0x03, // mov dx, the first serial port
+            0xee, // out dx, al
+            0xeb, 0xf5, // jmp next
+            0xb4, 0x42, // written: mov ah, 0x42: the BIOS's extended read
+            0xb2, 0x80, // mov dl, the first disk
+            0xbe, 0x60, 0x7c, // mov si, the request at 0x60
+            0xcd, 0x13, // int 0x13
+            0x66, 0x83, 0x3e, 0x04, 0x80, 0x00, // cmp dword [0x8004], 0
+            0x75, 0x06, // jne count
+            0x0f, 0x31, // rdtsc
+            0x66, 0xa3, 0x04, 0x80, // mov [0x8004], eax: this disk's own mark
+            0x66, 0xff, 0x06, 0x00, 0x80, // count: inc dword [0x8000]
+            0xb8, 0x00, 0x43, // mov ax, 0x4300: the extended write
+            0xb2, 0x80, // mov dl, the first disk
+            0xbe, 0x60, 0x7c, // mov si, the request
+            0xcd, 0x13, // int 0x13
+            0x72, 0x2d, // jc stop
+            0xbb, 0x02, 0x00, // mov bx, 2
+            0xbe, 0x00, 0x80, // mov si, 0x8000
+            0xfc, // cld
+            0x66, 0xad, // word: lodsd
+            0xb9, 0x08, 0x00, // mov cx, 8
+            0x66, 0xc1, 0xc0, 0x04, // digit: rol eax, 4
+            0x50, // push ax
+            0x24, 0x0f, // and al, 15
+            0x3c, 0x0a, // cmp al, 10
+            0x1c, 0x69, // sbb al, 0x69
+            0x2f, // das: a digit of hexadecimal
+            0xba, 0xf8, 0x03, // mov dx, the first serial port
+            0xee, // out dx, al
+            0x58, // pop ax
+            0xe2, 0xed, // loop digit
+            0x4b, // dec bx
+            0x75, 0xe5, // jnz word
+            0xb0, 0x0a, // mov al, the end of a line
+            0xee, // out dx, al
+            0xb9, 0x04, 0x00, // mov cx, 4 ticks of 55 ms
+            0xf4, // tick: hlt
+            0xe2, 0xfd, // loop tick
+            0xeb, 0xc2, // jmp count
+            0xf4, // stop: hlt
+            0xeb, 0xfd, // jmp stop
+        ];
         let (begin, end) = match self {
             Self::Idle => (&print[..], &[][..]),
             Self::PowerOff => (&print[..], &POWER_OFF[..]),
@@ -114,6 +173,7 @@ impl BootSector {
             Self::PanicLater => (&print_twice[..], &PANIC[..]),
             Self::Chatter => (&print[..], &print_again[..]),
             Self::Writer => (&print[..], &write_on[..]),
+            Self::Counter => (&far[..], &[][..]),
             Self::Button(_) => (&print[..], &button[..]),
         };
         // again: hlt; jmp again
@@ -122,7 +182,12 @@ impl BootSector {
         sector[..code.len()].copy_from_slice(&code);
         sector[0x40..0x40 + LINE.len()].copy_from_slice(LINE.as_bytes());
         // The request: its size, 64 sectors, of what is at 0:7c00, to sector 128.
-        let request = [0x10, 0, 64, 0, 0x00, 0x7c, 0, 0, 128];
+        let mut request = [0x10, 0, 64, 0, 0x00, 0x7c, 0, 0, 128];
+        if let Self::Counter = self {
+            // One sector, at 0:8000, sector 64.
+            request = [0x10, 0, 1, 0, 0x00, 0x80, 0, 0, 64];
+            sector[0x80..0x80 + count.len()].copy_from_slice(&count);
+        }
         sector[0x60..0x60 + request.len()].copy_from_slice(&request);
         sector[510..].copy_from_slice(&[0x55, 0xaa]);
         sector

@@ -31,6 +31,14 @@ pub fn thorough() -> bool {
     std::env::var_os("KVMLET_THOROUGH").is_some_and(|set| set == "1")
 }
 
+/// The seed of what is random: another one each time, unless it is given.
+pub fn seed() -> u64 {
+    match std::env::var("KVMLET_SEED") {
+        Ok(text) => text.parse().expect("KVMLET_SEED is a number"),
+        Err(_) => rand::random_range(0..1_000_000),
+    }
+}
+
 /// The longest that anything may take, on a machine that does much else.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

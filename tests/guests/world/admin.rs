@@ -10,21 +10,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Runs virsh, as an administrator does.
+/// Runs virsh, as an administrator does; it must succeed.
 pub fn virsh(world: &World, arguments: &[&str]) -> String {
+    try_virsh(world, arguments).unwrap_or_else(|trouble| panic!("virsh {arguments:?}: {trouble}"))
+}
+
+/// Runs virsh; what it printed, or what it complained of.
+pub fn try_virsh(world: &World, arguments: &[&str]) -> Result<String, String> {
     #[allow(clippy::disallowed_methods)] // what administrators use
     let output = Command::new("virsh")
         .args(["--connect", &world.libvirtd.uri()])
         .args(arguments)
         .output()
         .unwrap();
-    let (text, trouble) = (&output.stdout, &output.stderr);
-    assert!(
-        output.status.success(),
-        "virsh {arguments:?}: {}",
-        String::from_utf8_lossy(trouble)
-    );
-    String::from_utf8_lossy(text).into_owned()
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
 }
 
 /// Runs qemu-img, as an administrator does.

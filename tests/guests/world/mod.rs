@@ -3,6 +3,7 @@
 //!
 //! Each test has a libvirt daemon of its own, in a mount namespace, which needs root.
 
+mod acts;
 mod admin;
 mod ask;
 mod beside;
@@ -18,6 +19,7 @@ mod qemu_frozen;
 mod reboot;
 mod room;
 mod stop;
+mod storm;
 mod wire;
 
 use crate::libvirtd::Libvirtd;
@@ -45,6 +47,7 @@ macro_rules! tests {
 
 const TESTS: &[Test] = tests![
     many::libvirtd_is_killed_under_many_vms_and_many_operations,
+    storm::whatever_an_administrator_does_meanwhile_nothing_is_lost,
     heedless::agents_that_do_nothing_hold_up_no_other_vm,
     heedless::the_times_of_a_stop_hold_whatever_the_agent_does,
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
