@@ -121,7 +121,7 @@ impl Users {
 /// `VOLUME_IN_USE`, naming the user; as any call.
 pub(super) async fn check_volume(core: &Core, pool: &str, volume: &VolumeRef) -> Result<(), Fault> {
     let users = Users::read(core, None).await?;
-    in_use(core, &users, pool, volume).await
+    in_use(core, &users, pool, volume, "removed").await
 }
 
 /// Refuses to remove a VM's volumes while somebody else uses one.
@@ -133,13 +133,34 @@ pub(super) async fn check_vm(core: &Core, vm: &Vm) -> Result<(), Fault> {
     for volume in &vm.volumes {
         let kept = matches!(volume.attachment, VolumeAttachment::Kept { .. });
         if volume.delete_with_vm || kept {
-            in_use(core, &users, &volume.pool, &volume.reference()).await?;
+            in_use(core, &users, &volume.pool, &volume.reference(), "removed").await?;
         }
     }
     Ok(())
 }
 
-async fn in_use(core: &Core, users: &Users, pool: &str, volume: &VolumeRef) -> Result<(), Fault> {
+/// Refuses to define a domain anew on the volumes of a VM whose domain is gone, while
+/// something else uses one or stands on it: a snapshot has what the guest wrote last.
+///
+/// # Errors
+/// As [`check_vm`].
+pub(super) async fn check_new_domain(core: &Core, vm: &Vm) -> Result<(), Fault> {
+    let users = Users::read(core, Some(vm)).await?;
+    for volume in vm.disks().into_iter().filter(|volume| !volume.shareable) {
+        let place = volume.reference();
+        in_use(core, &users, &volume.pool, &place, "given to a new domain").await?;
+    }
+    Ok(())
+}
+
+/// `done` is what is not done with a volume that is in use.
+async fn in_use(
+    core: &Core,
+    users: &Users,
+    pool: &str,
+    volume: &VolumeRef,
+    done: &str,
+) -> Result<(), Fault> {
     match users.of(core, pool, &Thing::Volume(volume.clone())).await {
         // What is in a Ceph pool that is gone is gone with it.
         Err(fault) if fault.reason == Reason::CephPoolNotFound => Ok(()),
@@ -147,7 +168,7 @@ async fn in_use(core: &Core, users: &Users, pool: &str, volume: &VolumeRef) -> R
         Err(fault) => Err(fault),
         Ok(Some(user)) => Err(Fault::new(
             Reason::VolumeInUse,
-            format!("the volume {} is not removed: {user} uses it", volume.id),
+            format!("the volume {} is not {done}: {user} uses it", volume.id),
         )
         .with("volume_id", volume.id)
         .with("used_by", user)),

@@ -73,6 +73,25 @@ impl Administrator<'_> {
         named.map_or_else(|_| domain(&self.vm_id), |name| name.trim().to_owned())
     }
 
+    fn volumes(&self) -> PathBuf {
+        self.world.host.daemon.home().join("pool/volumes")
+    }
+
+    /// The snapshot in the pool that was laid over the others last.
+    pub fn newest_over(&self) -> Option<PathBuf> {
+        let prefix = format!("{}-over", self.vm_id);
+        let files = fs::read_dir(self.volumes()).unwrap();
+        files
+            .filter_map(|file| {
+                let path = file.unwrap().path();
+                let name = path.file_name()?.to_str()?;
+                let number: u32 = name.strip_prefix(&prefix)?.parse().ok()?;
+                Some((number, path))
+            })
+            .max()
+            .map(|(_, path)| path)
+    }
+
     fn virsh(&self, words: &[&str]) -> bool {
         try_virsh(self.world, words).is_ok()
     }
@@ -91,8 +110,18 @@ impl Administrator<'_> {
 
     /// Whether the disk is a snapshot over its volume.
     fn is_on_snapshot(&self) -> bool {
-        self.disk()
-            .is_some_and(|disk| disk.starts_with(self.folder()))
+        let over = |disk: PathBuf| disk.to_string_lossy().contains("-over");
+        self.disk().is_some_and(over)
+    }
+
+    /// Whether snapshots in and outside of the pool stand on each other.
+    fn is_nested(&self) -> bool {
+        let files = fs::read_dir(self.folder()).unwrap();
+        let prefix = format!("{}-over", self.vm_id);
+        files.into_iter().any(|file| {
+            let name = file.unwrap().file_name();
+            name.to_string_lossy().starts_with(&prefix)
+        })
     }
 
     /// Where a file of the VM's was moved to.
@@ -109,7 +138,11 @@ impl Administrator<'_> {
         match act {
             Act::Nothing => true,
             Act::SnapshotOutside => {
-                let file = own("over");
+                // Beside the volume, where virsh puts it if it is not told where, or not.
+                let file = match number % 2 {
+                    0 => own("over"),
+                    _ => self.volumes().join(format!("{}-over{number}", self.vm_id)),
+                };
                 let spec = format!("vda,file={}", file.display());
                 let words = ["--disk-only", "--atomic", "--no-metadata", "--diskspec"];
                 let is_there = self.disk().is_some_and(|disk| disk.exists());
@@ -155,10 +188,13 @@ impl Administrator<'_> {
                 };
                 self.define(&format!("{before}{tuned}{after}"))
             }
-            // With a snapshot over it, nothing would name where its data are.
+            // With a snapshot elsewhere over it, nothing would name where its data are.
             Act::Undefine => {
+                let over = self.disk().filter(|_| self.is_on_snapshot());
+                let is_findable =
+                    over.is_none() || (over == self.newest_over() && !self.is_nested());
                 !self.is_active()
-                    && !self.is_on_snapshot()
+                    && is_findable
                     && self.virsh(&["undefine", &name, "--snapshots-metadata", "--managed-save"])
             }
             Act::Start => self.virsh(&["start", &name]),
@@ -223,8 +259,7 @@ impl Administrator<'_> {
         fs::create_dir_all(self.folder()).unwrap();
         let name = self.name();
         self.virsh(&["undefine", &format!("over-{}", self.vm_id)]);
-        let volumes = self.world.host.daemon.home().join("pool/volumes");
-        for folder in [self.folder(), volumes] {
+        for folder in [self.folder(), self.volumes()] {
             for file in fs::read_dir(folder).unwrap() {
                 let aside = file.unwrap().path();
                 let text = aside.to_str().unwrap();
@@ -235,6 +270,12 @@ impl Administrator<'_> {
                     fs::rename(text, path).unwrap();
                 }
             }
+        }
+        while self.disk().is_none()
+            && let Some(over) = self.newest_over()
+        {
+            qemu_img(&["commit", "-q", over.to_str().unwrap()]);
+            fs::remove_file(over).unwrap();
         }
         self.virsh(&["managedsave-remove", &name]);
         self.act(Act::ForgetSnapshots);

@@ -43,77 +43,17 @@ fn took(operation: &Operation) -> Duration {
     time(operation.end_time).saturating_sub(time(operation.create_time))
 }
 
-pub async fn the_times_of_a_stop_hold_whatever_the_agent_does(world: World) {
-    let api = world.api();
-    let image = linux(&world.host, "heedless").await;
-    let guest = guest(&world, &image).await;
-    guest.has_said(UP, 1).await;
-
-    let stop = asked(&world, &guest, within(4, OnTimeout::Fail), 1).await;
-    let ended = api.ended(&stop).await;
-    let refusal = Refusal::from(ended.error.as_ref().unwrap());
-    assert_eq!(refusal.reason, "GUEST_DID_NOT_STOP");
-    assert!(took(&ended) < Duration::from_secs(4) + SLACK, "{ended:?}");
-    let outcome = ended.power_outcome.unwrap();
-    assert_eq!(outcome.method(), PowerMethod::GuestAgent);
-    assert_eq!((outcome.signals_sent, outcome.forced), (1, false));
-    guest.has_said(IGNORED, 1).await;
-    guest.is(VmState::Running, StateReason::Operation).await;
-
-    // The agent's call still hangs, so the next stop presses the button at once.
-    let stop = asked(&world, &guest, within(50, OnTimeout::Fail), 1).await;
-    let ended = api.ended(&stop).await;
-    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
-    let outcome = ended.power_outcome.unwrap();
-    assert_eq!(outcome.method(), PowerMethod::Acpi);
-    assert_eq!((outcome.signals_sent, outcome.forced), (1, false));
-    assert_eq!(guest.says(IGNORED), 1);
-
-    guest.start().await;
-    guest.has_said(UP, 2).await;
-    let stop = asked(&world, &guest, within(4, OnTimeout::Force), 1).await;
-    let ended = api.ended(&stop).await;
-    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
-    assert!(took(&ended) < Duration::from_secs(4) + SLACK, "{ended:?}");
-    let outcome = ended.power_outcome.unwrap();
-    assert_eq!(outcome.method(), PowerMethod::Force);
-    assert_eq!((outcome.signals_sent, outcome.forced), (1, true));
-    guest.is(VmState::Stopped, StateReason::Operation).await;
-
-    // Without it, the button is the second signal.
-    guest.start().await;
-    guest.has_said(UP, 3).await;
-    let policy = StopPolicy {
-        resend_interval: seconds(3),
-        ..within(50, OnTimeout::Fail)
-    };
-    let stop = asked(&world, &guest, policy, 1).await;
-    let ended = api.ended(&stop).await;
-    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
-    let outcome = ended.power_outcome.unwrap();
-    assert_eq!(outcome.method(), PowerMethod::Acpi);
-    assert!(outcome.signals_sent >= 2 && !outcome.forced, "{outcome:?}");
-    assert!(length(outcome.waited) >= Duration::from_secs(3));
-    assert_eq!(guest.says(IGNORED), 3);
-
-    // The restart that is asked for is asked for, however long it takes.
-    guest.start().await;
-    guest.has_said(UP, 4).await;
-    let request = RebootVmRequest {
-        vm_id: guest.id.clone(),
-        ..Default::default()
-    };
-    let done = api.done(api.vms().reboot_vm(request).await).await;
-    assert!(took(&done) < Duration::from_secs(20) + SLACK, "{done:?}");
-    guest.has_said("shutdown by agent: reboot ignored", 1).await;
-    guest.remove().await;
+/// How a stop by this policy ended.
+async fn stopped(world: &World, guest: &Guest, policy: StopPolicy) -> Operation {
+    let stop = asked(world, guest, policy, 1).await;
+    world.api().ended(&stop).await
 }
 
-pub async fn agents_that_do_nothing_hold_up_no_other_vm(mut world: World) {
+pub async fn agents_that_do_nothing_bend_no_time_and_hold_up_no_other_vm(mut world: World) {
     let api = world.api();
     let image = linux(&world.host, "heedless").await;
     let mut heedless = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..7 {
         heedless.push(guest(&world, &image).await);
     }
     let obedient = guest(&world, &linux(&world.host, "agent").await).await;
@@ -121,39 +61,89 @@ pub async fn agents_that_do_nothing_hold_up_no_other_vm(mut world: World) {
         guest.has_said(UP, 1).await;
     }
     obedient.has_said("kind agent up", 1).await;
+    let [failed, forced, pressed, restarted, waiting @ ..] = &heedless[..] else {
+        unreachable!("there are seven")
+    };
 
+    // These hang from now on: for libvirt's minute, or as long as the stop goes on.
     let mut stops = Vec::new();
-    for guest in &heedless {
+    for guest in waiting {
         stops.push(asked(&world, guest, within(600, OnTimeout::Fail), 1).await);
     }
-    for guest in &heedless {
+    // The restart that is asked for is asked for, however long it takes.
+    let request = RebootVmRequest {
+        vm_id: restarted.id.clone(),
+        ..Default::default()
+    };
+    let done = api.done(api.vms().reboot_vm(request).await).await;
+    assert!(took(&done) < Duration::from_secs(20) + SLACK, "{done:?}");
+    restarted
+        .has_said("shutdown by agent: reboot ignored", 1)
+        .await;
+    let ended = stopped(&world, failed, within(4, OnTimeout::Fail)).await;
+    let refusal = Refusal::from(ended.error.as_ref().unwrap());
+    assert_eq!(refusal.reason, "GUEST_DID_NOT_STOP");
+    assert!(took(&ended) < Duration::from_secs(4) + SLACK, "{ended:?}");
+    let outcome = ended.power_outcome.unwrap();
+    assert_eq!(outcome.method(), PowerMethod::GuestAgent);
+    assert_eq!((outcome.signals_sent, outcome.forced), (1, false));
+    failed.is(VmState::Running, StateReason::Operation).await;
+    for guest in waiting.iter().chain([failed]) {
         guest.has_said(IGNORED, 1).await;
     }
+
+    // No other VM waits for that, neither for its start nor for its own agent.
     let begun = Instant::now();
     let other = world.guest(&world.deaf).await;
     assert!(begun.elapsed() < 2 * SLACK, "{:?}", begun.elapsed());
-    // Their agents are asked as before.
-    let stop = asked(&world, &obedient, within(50, OnTimeout::Fail), 1).await;
-    let ended = api.ended(&stop).await;
+    let ended = stopped(&world, &obedient, within(50, OnTimeout::Fail)).await;
     assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
     let outcome = ended.power_outcome.unwrap();
     assert_eq!(outcome.method(), PowerMethod::GuestAgent);
     assert_eq!(outcome.signals_sent, 1);
 
-    // Forced stops overtake.
-    for (guest, overtaken) in heedless.iter().zip(&stops).take(3) {
-        let begun = Instant::now();
-        guest.force_off().await;
-        assert!(begun.elapsed() < SLACK, "{:?}", begun.elapsed());
-        let overtaken = api.ended(overtaken).await;
-        let refusal = Refusal::from(overtaken.error.as_ref().unwrap());
-        assert_eq!(refusal.reason, "OVERTAKEN");
-    }
+    // The agent's call still hangs, so the next stop presses the button at once.
+    let ended = stopped(&world, failed, within(50, OnTimeout::Fail)).await;
+    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
+    let outcome = ended.power_outcome.unwrap();
+    assert_eq!(outcome.method(), PowerMethod::Acpi);
+    assert_eq!((outcome.signals_sent, outcome.forced), (1, false));
+    assert_eq!(failed.says(IGNORED), 1);
+
+    // The time of a stop that forces holds.
+    let ended = stopped(&world, forced, within(4, OnTimeout::Force)).await;
+    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
+    assert!(took(&ended) < Duration::from_secs(4) + SLACK, "{ended:?}");
+    let outcome = ended.power_outcome.unwrap();
+    assert_eq!(outcome.method(), PowerMethod::Force);
+    assert_eq!((outcome.signals_sent, outcome.forced), (1, true));
+    forced.is(VmState::Stopped, StateReason::Operation).await;
+
+    // The button is the second signal.
+    let policy = StopPolicy {
+        resend_interval: seconds(3),
+        ..within(50, OnTimeout::Fail)
+    };
+    let ended = stopped(&world, pressed, policy).await;
+    assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
+    let outcome = ended.power_outcome.unwrap();
+    assert_eq!(outcome.method(), PowerMethod::Acpi);
+    assert!(outcome.signals_sent >= 2 && !outcome.forced, "{outcome:?}");
+    assert!(length(outcome.waited) >= Duration::from_secs(3));
+    assert_eq!(pressed.says(IGNORED), 1);
+
+    // A forced stop overtakes.
+    let begun = Instant::now();
+    waiting[0].force_off().await;
+    assert!(begun.elapsed() < SLACK, "{:?}", begun.elapsed());
+    let overtaken = api.ended(&stops[0]).await;
+    let refusal = Refusal::from(overtaken.error.as_ref().unwrap());
+    assert_eq!(refusal.reason, "OVERTAKEN");
 
     // Who was asked by its agent by a former run has its button pressed by the next.
     world.host.daemon.kill9();
     world.host.daemon.restart().await;
-    for stop in stops.iter().skip(3) {
+    for stop in stops.iter().skip(1) {
         let ended = world.api().ended(stop).await;
         assert_eq!(ended.state(), OperationState::Succeeded, "{ended:?}");
         let outcome = ended.power_outcome.unwrap();

@@ -48,8 +48,7 @@ macro_rules! tests {
 const TESTS: &[Test] = tests![
     many::libvirtd_is_killed_under_many_vms_and_many_operations,
     storm::whatever_an_administrator_does_meanwhile_nothing_is_lost,
-    heedless::agents_that_do_nothing_hold_up_no_other_vm,
-    heedless::the_times_of_a_stop_hold_whatever_the_agent_does,
+    heedless::agents_that_do_nothing_bend_no_time_and_hold_up_no_other_vm,
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
     outage::libvirtd_is_killed_early_in_a_start,
     outage::a_libvirtd_that_hangs_is_away_until_it_answers,

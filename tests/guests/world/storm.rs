@@ -217,10 +217,10 @@ impl Subject {
             // The act itself may have put another one there.
             _ if now.is_some() && disk.is_some() => {
                 let (is, was) = (now.unwrap(), disk.unwrap());
-                let theirs = world.host.daemon.home().join("theirs");
-                let by_act = is.starts_with(&theirs) != was.starts_with(&theirs);
+                let over = |path: &Path| path.to_string_lossy().contains("-over");
+                let by_act = over(&is) != over(was);
                 assert!(
-                    is == was || by_act || is.starts_with(&theirs),
+                    is == was || by_act || over(&is),
                     "{step}: on {}, was on {}",
                     is.display(),
                     was.display()
@@ -330,7 +330,8 @@ fn volume(world: &World, vm: &Vm) -> PathBuf {
 /// The file that a VM's guest has or would have as its root: by its domain, or where there
 /// is none, by its record; where somebody has moved it.
 fn present(world: &World, vm: &Vm) -> Option<PathBuf> {
-    let disk = administrator(world, &vm.id, 0).disk();
+    let administrator = administrator(world, &vm.id, 0);
+    let disk = administrator.disk().or_else(|| administrator.newest_over());
     let disk = disk.unwrap_or_else(|| volume(world, vm));
     let aside = Administrator::aside(&disk);
     [disk, aside].into_iter().find(|path| path.exists())
