@@ -34,19 +34,6 @@ pub struct DomainState {
     pub persistent: bool,
 }
 
-/// The disks of one domain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DomainDisks {
-    /// Its UUID.
-    pub id: VmId,
-    /// Its name in libvirt.
-    pub name: String,
-    /// It is ours.
-    pub ours: bool,
-    /// The files, devices or names behind its disks, backing files included.
-    pub sources: Vec<String>,
-}
-
 /// What is seen of a domain: all that its VM's state follows from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sighting {
@@ -202,40 +189,6 @@ impl Host {
         const WHAT: &str = "read domain's disks";
         let definition = self.on_domain(WHAT, id, |d| d.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE))?;
         read::disks(&definition).map_err(|e| unreadable(WHAT, e))
-    }
-
-    /// Reads which disks each domain of the host has, ours or not: in its
-    /// definition and, while it is active, as it runs, with the backing files that
-    /// libvirt names. One call for all and five for each domain; one that
-    /// goes away meanwhile is left out.
-    ///
-    /// # Errors
-    /// Those of any call; nothing is changed.
-    pub fn all_disks(&self) -> Result<Vec<DomainDisks>, LibvirtError> {
-        const WHAT: &str = "read all domains' disks";
-        let domains = self.call(WHAT, |c| c.list_all_domains(0))?;
-        let mut all = Vec::with_capacity(domains.len());
-        for domain in &domains {
-            let read = || {
-                let mut sources = Vec::new();
-                // Of one that is off, both are its definition.
-                for flags in [0, sys::VIR_DOMAIN_XML_INACTIVE] {
-                    let text = self.on_found(WHAT, domain, |d| d.xml_desc(flags))?;
-                    sources.extend(read::sources(&text).map_err(|e| unreadable(WHAT, e))?);
-                }
-                sources.sort();
-                sources.dedup();
-                let id = self.on_found(WHAT, domain, |d| d.uuid().map(VmId))?;
-                Ok(DomainDisks {
-                    id,
-                    ours: self.whose(WHAT, id, domain)?.is_ok(),
-                    name: self.on_found(WHAT, domain, Domain::name)?,
-                    sources,
-                })
-            };
-            all.extend(present(read())?);
-        }
-        Ok(all)
     }
 
     /// Defines a domain, or replaces its definition. What runs is not touched:

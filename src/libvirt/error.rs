@@ -100,7 +100,7 @@ fn kind_of(error: &VirtError) -> ErrorKind {
         return ErrorKind::Other;
     };
     match number {
-        ErrorNumber::NoDomain => ErrorKind::NotFound,
+        ErrorNumber::NoDomain | ErrorNumber::NoDomainSnapshot => ErrorKind::NotFound,
         ErrorNumber::DomExist => ErrorKind::AlreadyExists,
         ErrorNumber::OperationInvalid => ErrorKind::InvalidState,
         ErrorNumber::NoSupport

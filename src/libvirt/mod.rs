@@ -34,15 +34,14 @@ mod screenshot;
 mod secret;
 mod stats;
 mod uri;
+mod users;
 pub mod xml;
 
 pub use addresses::{AddressSource, GuestAddress, GuestAddresses};
 pub use capabilities::{HostFacts, Version};
 pub use connection::{Callbacks, Host};
 pub use definition::{Definition, Differences, FormerPaths};
-pub use domain::{
-    Begin, DomainDisks, DomainState, RebootMethod, Restore, ShutdownMethod, Sighting,
-};
+pub use domain::{Begin, DomainState, RebootMethod, Restore, ShutdownMethod, Sighting};
 pub use error::{ErrorKind, LibvirtError};
 pub use events::{CloseReason, DomainChange, DomainEvent, IoErrorAction, StartedBy, SuspendedBy};
 pub use networks::NetworkState;
@@ -51,6 +50,7 @@ pub use power::{OffReason, PauseReason, Power, RunReason};
 pub use saved::SavedMemory;
 pub use stats::{DiskStats, DiskUse, DomainStats, MemoryStats, NicStats, NicUse};
 pub use uri::{HypervisorKind, HypervisorUri, UriError};
+pub use users::DomainDisks;
 pub use xml::{
     AttachedDisk, CpuMode, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec,
     NumaCell, PanicDevice, Processor, VncSpec, XmlError,

@@ -101,13 +101,13 @@ pub(in super::super) fn disks(xml: &str) -> Result<Vec<AttachedDisk>, Unreadable
         .collect()
 }
 
-/// Every file, device or name that the disks of a domain read, backing files,
-/// mirrors and other places where a source may stand included.
+/// Every file, device or name that the disks of a domain or of a snapshot read, backing
+/// files, mirrors and other places where a source may stand included.
 pub(in super::super) fn sources(xml: &str) -> Result<Vec<String>, Unreadable> {
     let document = Document::parse(xml)?;
-    let sources = devices(&document, "disk")
-        .flat_map(|disk| disk.descendants())
-        .filter(|node| node.has_tag_name("source"));
+    let sources = document.descendants().filter(|node| {
+        node.has_tag_name("source") && node.ancestors().any(|above| above.has_tag_name("disk"))
+    });
     Ok(sources
         .filter_map(|s| ["file", "dev", "name"].iter().find_map(|a| s.attribute(*a)))
         .map(str::to_owned)

@@ -335,6 +335,35 @@ pub async fn a_file_that_something_uses_is_not_removed(world: World) {
     })
     .await;
     assert!(former.exists(), "the domain's disk is there");
+    // A snapshot that names it does as well: the domain may be put back to it.
+    virsh(&world, &["snapshot-create-as", &name, "inside"]);
+    let now = virsh(&world, &["dumpxml", "--inactive", &name]);
+    let root = guest.vm().await.root_volume_id;
+    let file = former.with_file_name(format!("{root}.qcow2"));
+    define(
+        &world,
+        &now.replace(former.to_str().unwrap(), file.to_str().unwrap()),
+    );
+    assert_eq!(source(&world, &name), file);
+    let sweeps = || {
+        world
+            .host
+            .daemon
+            .log()
+            .matches("a former root stays")
+            .count()
+    };
+    let so_far = sweeps();
+    until("another sweep", PATIENCE, async || {
+        (sweeps() > so_far).then_some(())
+    })
+    .await;
+    assert!(former.exists(), "the snapshot's disk is there");
+    virsh(&world, &["snapshot-delete", &name, "inside", "--metadata"]);
+    until("it to be removed", PATIENCE, async || {
+        (!former.exists()).then_some(())
+    })
+    .await;
 
     // A domain of somebody's that stands on a volume.
     let other = world.guest(&world.deaf).await;

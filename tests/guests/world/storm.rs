@@ -13,11 +13,15 @@ use kvmlet::proto::v1::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 const GUESTS: usize = 3;
+
+/// How long the agent may take to come to a fault point that is on its way.
+const REACH: Duration = Duration::from_millis(1500);
 
 /// What a control plane asks.
 const ASKS: [Ask; 14] = [
@@ -42,7 +46,7 @@ const ASKS: [Ask; 14] = [
 enum When {
     Before,
     Beside,
-    /// While the agent is dead, in the middle of the operation.
+    /// While the agent is dead: killed in the middle of the operation, at a random point.
     Between,
 }
 
@@ -65,6 +69,13 @@ pub async fn whatever_an_administrator_does_meanwhile_nothing_is_lost(mut world:
     let seed = seed();
     println!("KVMLET_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
+    let trace = trace(&world).display().to_string();
+    let setup = world.host.daemon.setup_mut();
+    setup
+        .environment
+        .push(("FAILPOINTS_TRACE".to_owned(), trace));
+    world.host.daemon.kill9();
+    world.host.daemon.restart().await;
     let counter = image(&world.host, BootSector::Counter).await;
     let mut subjects = Vec::new();
     for _ in 0..GUESTS {
@@ -88,8 +99,10 @@ pub async fn whatever_an_administrator_does_meanwhile_nothing_is_lost(mut world:
             _ => When::Between,
         };
         if random.random_ratio(1, 6) {
+            let since = Instant::now();
             administrator(&world, &subject.guest.id, 0).make_good();
             subject.settles(&world).await;
+            println!("made good in {:.1} s", since.elapsed().as_secs_f32());
         }
         let step = format!("round {rounds} of seed {seed}: {ask:?}, {act:?} {when:?}");
         let since = Instant::now();
@@ -158,9 +171,18 @@ impl Subject {
                 ended(world, sent).await
             }
             When::Between => {
+                let point = point(world, random);
+                if let Some(point) = &point {
+                    fs::write(world.points(), format!("{point}=1*return(kill)\n")).unwrap();
+                }
                 let sent = ask.send(&world.api(), &id, image).await;
-                tokio::time::sleep(Duration::from_millis(random.random_range(0..200))).await;
-                world.host.daemon.kill9();
+                // It may be on another way.
+                let died = point.is_some() && world.host.daemon.dies(REACH).await;
+                fs::write(world.points(), "").unwrap();
+                if !died {
+                    world.host.daemon.kill9();
+                }
+                println!("killed at {point:?}: {died}");
                 acts(world);
                 world.host.daemon.restart().await;
                 self.guest = world.host.guest(id.clone());
@@ -289,6 +311,21 @@ impl Subject {
     }
 }
 
+/// A fault point that some operation has come by.
+fn point(world: &World, random: &mut StdRng) -> Option<String> {
+    let trace = fs::read_to_string(trace(world)).unwrap_or_default();
+    let mut points: Vec<&str> = trace.lines().filter(|point| point.contains('.')).collect();
+    points.sort_unstable();
+    points.dedup();
+    let at = random.random_range(0..points.len().max(1));
+    points.get(at).map(|point| (*point).to_owned())
+}
+
+/// Where the agent writes down which fault points it comes by.
+fn trace(world: &World) -> PathBuf {
+    world.host.daemon.home().join("trace")
+}
+
 fn administrator<'a>(world: &'a World, vm_id: &str, made: u32) -> Administrator<'a> {
     Administrator {
         world,
@@ -312,6 +349,8 @@ async fn ended(
             }
             Some(ended)
         }
+        // It was killed before it had answered.
+        Err(status) if status.details().is_empty() => None,
         Err(status) => {
             let refusal = Refusal::from(&status);
             assert_ne!(refusal.reason, "INTERNAL", "{refusal:?}");
