@@ -7,6 +7,7 @@ use super::domains::console_log;
 use super::fault::chain;
 use super::{host, image_cache, node, secrets, vms};
 use crate::model::ids::VmId;
+use crate::model::lifecycle::Resting;
 use crate::model::request::{Caller, Envelope, VmRequest};
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
@@ -161,12 +162,17 @@ async fn expunge_expired(core: &Arc<Core>, tried: &mut HashSet<VmId>) {
 }
 
 /// Has the workers look at their VMs: all of them now and then, for what no
-/// event told of; those with a former root whose time has passed at once.
+/// event told of; those with a former root whose time has passed at once, and those
+/// with saved memory, whose removal libvirt tells nobody of.
 fn tidy(core: &Arc<Core>, all: bool) {
     for view in core.vms.list() {
         let Some(vm) = &view.vm else { continue };
         if all || vm.kept_roots().into_iter().any(expired) {
             core.vms.tidy(vm.id);
+        } else if vm.seen.resting == Resting::Saved
+            && let Some(cell) = core.vms.cell(vm.id)
+        {
+            cell.touch();
         }
     }
 }

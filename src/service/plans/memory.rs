@@ -6,8 +6,9 @@
 //! from; and a guest that was to be restored is looked at before it is let run.
 
 use super::power::{begin_guest, domain, refused};
-use crate::libvirt::{Begin, FormerPaths, PauseReason, Power, Restore, SavedMemory};
+use crate::libvirt::{Begin, FormerPaths, PauseReason, Power, Restore, SavedMemory, Sighting};
 use crate::model::fault::Fault;
+use crate::model::lifecycle::Resting;
 use crate::model::reason::Reason;
 use crate::service::cell::Cell;
 use crate::service::drift;
@@ -44,6 +45,26 @@ async fn saved(run: &Run, cell: &Cell) -> Result<SavedMemory, Fault> {
         tracing::warn!(vm_id = %id, error = why, "saved memory can't be read");
     }
     Ok(found)
+}
+
+/// Refuses to boot a guest that is known to have saved memory, and has none any more:
+/// libvirt tells nobody that it was removed. The VM is looked at again then.
+///
+/// # Errors
+/// `SAVED_MEMORY_UNREADABLE`: nothing runs.
+pub(super) fn check_is_there(cell: &Cell, seen: Sighting) -> Result<(), Fault> {
+    if seen.managed_save || cell.vm()?.seen.resting != Resting::Saved {
+        return Ok(());
+    }
+    cell.touch();
+    Err(is_gone())
+}
+
+/// Why a VM that was shown SAVED is not started.
+pub(in crate::service) fn is_gone() -> Fault {
+    unreadable(
+        "the VM's saved memory is gone: something else on the host has removed it, or has started the guest with it; the VM is STOPPED now, and boots if it is started again",
+    )
 }
 
 /// Restores a guest from its saved memory, held. `former` are paths that stand for its

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use create::{CacheImage, MakeVolume};
+pub(super) use memory::is_gone as memory_is_gone;
 
 /// How long the root that a VM had is kept at least, if it could not be switched
 /// back to: long enough for somebody to look.

@@ -198,6 +198,9 @@ pub(super) async fn start_guest(
         let former = drift::bring_up_to_date(&run.core, &cell.vm()?).await?;
         disks::get_ready(run, cell).await?;
         start_networks(run, cell).await?;
+        if restore == Restore::IfSaved {
+            memory::check_is_there(cell, seen)?;
+        }
         if !seen.managed_save || restore == Restore::Never {
             begin_guest(run, cell, begin, restore, Lane::Control).await?;
             cell.edit(|vm| vm.last_host_id = Some(host));

@@ -11,6 +11,7 @@ use crate::model::operation::{Intent, Operation, OperationKind, OperationResult,
 use crate::model::reason::Reason;
 use crate::model::request::{CreateVm, PowerState, StopWish, VmRequest};
 use crate::model::stop::StopPolicy;
+use crate::model::view::View;
 use crate::model::vm::{Life, Vm};
 use crate::service::fault::internal;
 use crate::service::operations::{OperationQuery, new_operation, now};
@@ -23,11 +24,13 @@ impl Worker {
         if self.core.stopping.is_cancelled() {
             return Err(Fault::new(Reason::Stopping, "the agent is stopping"));
         }
+        let shown = self.cell.view();
         if self.running.is_none() {
             // Decide on what is, not on what the last event said.
             self.look().await;
         }
         let view = self.cell.view();
+        check_restores(&asked.request, &shown, &view)?;
         match (&asked.request, &view.vm) {
             (VmRequest::CreateVm(wish), None) => self.create(asked, wish).await,
             (VmRequest::CreateVm(wish), Some(vm)) => self.create_again(asked, wish, vm).await,
@@ -438,6 +441,27 @@ fn ask(request: &VmRequest, resting: Resting) -> Ask {
             stop_policy: stop_policy.is_some(),
         },
     }
+}
+
+/// Refuses to start a VM that was shown SAVED, and is found to be STOPPED only now: who
+/// asked expects its memory.
+///
+/// # Errors
+/// `SAVED_MEMORY_UNREADABLE`.
+fn check_restores(request: &VmRequest, shown: &View, now: &View) -> Result<(), Fault> {
+    let restores = match request {
+        VmRequest::StartVm {
+            discard_saved_memory,
+        } => !discard_saved_memory,
+        VmRequest::SetVmPowerState { power_state, .. } => *power_state == PowerState::On,
+        _ => false,
+    };
+    let resting = |view: &View| view.resting().map(|(resting, _)| resting);
+    if restores && resting(shown) == Some(Resting::Saved) && resting(now) == Some(Resting::Stopped)
+    {
+        return Err(plans::memory_is_gone());
+    }
+    Ok(())
 }
 
 /// Whether an operation changes the VM's definition or removes its volumes, so that the

@@ -17,6 +17,7 @@ pub fn virsh(world: &World, arguments: &[&str]) -> String {
 
 /// Runs virsh; what it printed, or what it complained of.
 pub fn try_virsh(world: &World, arguments: &[&str]) -> Result<String, String> {
+    let since = std::time::Instant::now();
     #[allow(clippy::disallowed_methods)] // what administrators use
     let output = Command::new("virsh")
         .args(["--connect", &world.libvirtd.uri()])
@@ -24,6 +25,10 @@ pub fn try_virsh(world: &World, arguments: &[&str]) -> Result<String, String> {
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let took = since.elapsed().as_secs();
+    if took > 3 {
+        println!("virsh {arguments:?} took {took} s: {}", output.status);
+    }
     if output.status.success() {
         Ok(text(&output.stdout))
     } else {

@@ -481,5 +481,20 @@ pub async fn memory_that_cant_be_restored_is_said_and_not_booted_over(world: Wor
         guest.has_said(LINE, lines + 1).await;
         shows(&guest, None).await;
     }
+
+    // What was removed behind kvmlet's back is said once.
+    save().await;
+    let lines = guest.says(LINE);
+    virsh(&world, &["managedsave-remove", &name]);
+    let refusal = refused(api.vms().start_vm(start(false)).await);
+    assert_eq!(refusal.reason, "SAVED_MEMORY_UNREADABLE");
+    guest.has_state(VmState::Stopped).await;
+    assert_eq!(guest.says(LINE), lines);
+    guest.start().await;
+    guest.has_said(LINE, lines + 1).await;
+    // And seen before anybody asks.
+    save().await;
+    virsh(&world, &["managedsave-remove", &name]);
+    guest.has_state(VmState::Stopped).await;
     guest.remove().await;
 }

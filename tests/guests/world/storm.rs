@@ -223,7 +223,7 @@ impl Subject {
         let truth = world.truth(&self.guest.id);
         let now = administrator(world, &self.guest.id, 0).disk();
         let wanted: &[Option<VmState>] = match ask {
-            Ask::Start | Ask::Resume | Ask::Reset => &[Some(VmState::Running)],
+            Ask::Start | Ask::Resume => &[Some(VmState::Running)],
             Ask::StopForce => &[Some(VmState::Stopped), Some(VmState::Saved)],
             Ask::Discard => &[Some(VmState::Stopped)],
             Ask::Pause => &[Some(VmState::Paused)],
