@@ -24,6 +24,11 @@ pub(crate) fn lines(error: &ErrorInfo) -> Vec<String> {
             .map(str::to_owned)
             .collect();
     }
+    if reason == Reason::KvmUnavailable && value("field") == Some("hardware.cpu_mode") {
+        let words =
+            "Without KVM, a guest has the fullest CPU that QEMU can give it: leave the mode out.";
+        return vec![words.to_owned(), "--cpu-mode maximum".to_owned()];
+    }
     let mut lines = vec![words(reason).to_owned()];
     lines.extend(
         command(reason).map(|command| {
@@ -168,6 +173,15 @@ mod tests {
         );
         assert_eq!(refused("RUNNING", "StopVm"), ["kvmlet vm stop VM"]);
         assert!(refused("STOPPED", "").is_empty());
+    }
+
+    #[test]
+    fn who_lacks_kvm_is_not_told_to_do_without_what_is_not_there() {
+        let of = |field| lines(&error("KVM_UNAVAILABLE", &[("field", field)]));
+        assert!(of("hardware.accelerator").contains(&"--accelerator tcg".to_owned()));
+        let mode = of("hardware.cpu_mode");
+        assert!(mode.contains(&"--cpu-mode maximum".to_owned()), "{mode:?}");
+        assert!(!mode.iter().any(|line| line.contains("accelerator")));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct LibvirtError {
 /// What a failed call means for whoever made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// There is no such domain.
+    /// There is no such domain, snapshot or network.
     NotFound,
     /// Another domain has that name or UUID.
     AlreadyExists,
@@ -100,7 +100,9 @@ fn kind_of(error: &VirtError) -> ErrorKind {
         return ErrorKind::Other;
     };
     match number {
-        ErrorNumber::NoDomain | ErrorNumber::NoDomainSnapshot => ErrorKind::NotFound,
+        ErrorNumber::NoDomain | ErrorNumber::NoDomainSnapshot | ErrorNumber::NoNetwork => {
+            ErrorKind::NotFound
+        }
         ErrorNumber::DomExist => ErrorKind::AlreadyExists,
         ErrorNumber::OperationInvalid => ErrorKind::InvalidState,
         ErrorNumber::NoSupport

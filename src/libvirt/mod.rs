@@ -53,5 +53,5 @@ pub use uri::{HypervisorKind, HypervisorUri, UriError};
 pub use users::DomainDisks;
 pub use xml::{
     AttachedDisk, CpuMode, DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec,
-    NumaCell, PanicDevice, Processor, VncSpec, XmlError,
+    NumaCell, PanicDevice, Processor, VncSpec, XmlError, definition_size,
 };

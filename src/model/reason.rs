@@ -149,7 +149,8 @@ reasons! {
     OrphanNotFound "ORPHAN_NOT_FOUND" NotFound:
         "No orphan has this id; it may be gone, or be recorded by now."; "List the orphans.".
     NetworkNotFound "NETWORK_NOT_FOUND" NotFound:
-        "No network with this id is configured."; "Use one that GetNode returns.".
+        "No network with this id is configured, or it is one of libvirt's that this host does not have.";
+        "Use one that GetNode returns; define one of libvirt's with virsh net-define.".
     ProfileNotFound "PROFILE_NOT_FOUND" NotFound:
         "No hardware profile with this id is configured."; "Use one that GetNode returns.".
 
@@ -176,8 +177,8 @@ reasons! {
         "The VM's domain is not as kvmlet left it, and going on could lose what was changed.";
         "Take metadata.differences back by hand (docs/operations.md, beside virsh); then try again.".
     SavedMemoryUnreadable "SAVED_MEMORY_UNREADABLE" FailedPrecondition:
-        "The file of the VM's saved memory is missing, incomplete or damaged: it can't be restored.";
-        "Put the file back; or give the memory up, with StartVm or StopVm and discard_saved_memory.".
+        "The file of the VM's saved memory is missing, incomplete or damaged: it can't be restored. Or it was removed just now, by something else on the host: the VM is STOPPED then.";
+        "Put the file back; or give the memory up, with StartVm or StopVm and discard_saved_memory. A STOPPED VM boots when it is started again.".
     StopPolicyRequired "STOP_POLICY_REQUIRED" FailedPrecondition:
         "The VM has power, and the request does not say how to stop it.";
         "Send a stop_policy, or stop the VM first.".

@@ -98,6 +98,7 @@ impl Edge {
             sinks: Board::default(),
             feed,
             node: NodeIdentity::read(Uuid::from_u128(1), "0"),
+            host_run: kvmlet::service::host_run::Known::default(),
             tasks: TaskTracker::new(),
             door: Arc::new(Door::open(&config)),
             current: kvmlet::service::current::Current::new(&config),

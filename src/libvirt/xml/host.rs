@@ -71,6 +71,7 @@ pub(in super::super) fn capabilities(xml: &str) -> Result<Capabilities, Unreadab
         let for_host = child(guest, "arch").filter(|a| a.attribute("name") == Some(&*arch));
         for machine in for_host.iter().flat_map(|a| a.descendants()) {
             let name = machine.text().filter(|_| machine.has_tag_name("machine"));
+            let name = name.filter(|name| is_for_us(&arch, name));
             // The same board can be listed once for each accelerator.
             if let Some(name) = name.filter(|name| !machines.iter().any(|known| known == name)) {
                 machines.push(name.to_owned());
@@ -85,6 +86,24 @@ pub(in super::super) fn capabilities(xml: &str) -> Result<Capabilities, Unreadab
         processor: processor(root, &cells),
         numa: cells.iter().filter_map(|cell| numa_cell(*cell)).collect(),
     })
+}
+
+/// Whether a board can have what our domains have: a PCI or PCIe bus for virtio and USB,
+/// a serial port, a disk to boot from. QEMU has boards beside that for other purposes
+/// (`microvm`, `isapc`, `x-remote`, those of Xen, of phones and of evaluation kits), and
+/// nothing in what libvirt says tells them apart.
+fn is_for_us(arch: &str, machine: &str) -> bool {
+    let family = |name: &str| {
+        let rest = machine.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    match arch {
+        "x86_64" | "i686" => family("pc") || family("q35"),
+        "aarch64" | "armv7l" | "riscv64" | "loongarch64" => family("virt"),
+        "ppc64" | "ppc64le" => family("pseries"),
+        "s390x" => family("s390-ccw-virtio"),
+        _ => true,
+    }
 }
 
 /// What is told of each thread is counted: the topology that libvirt tells in one
@@ -230,7 +249,7 @@ mod tests {
         assert_eq!(capabilities.numa, [cell]);
         assert_eq!(
             capabilities.machines,
-            ["pc-i440fx-10.0", "pc", "pc-q35-10.0", "q35", "microvm"]
+            ["pc-i440fx-10.0", "pc", "pc-q35-10.0", "q35"]
         );
     }
 
@@ -289,6 +308,7 @@ mod tests {
         let xml = "<capabilities><host><cpu><arch>x86_64</arch></cpu></host>\
             <guest><arch name='i686'><machine>isapc</machine></arch></guest>\
             <guest><arch name='x86_64'><machine>q35</machine><machine>pc</machine>\
+            <machine>x-remote</machine><machine>isapc</machine><machine>xenfv</machine>\
             <domain type='kvm'><machine>q35</machine></domain></arch></guest></capabilities>";
         assert_eq!(capabilities(xml).unwrap().machines, ["q35", "pc"]);
     }

@@ -21,6 +21,7 @@ pub use spec::{
     DiskCache, DiskSpec, DomainAccelerator, DomainSpec, Metadata, NicSpec, PanicDevice, VncSpec,
     XmlError,
 };
+pub use write::size as definition_size;
 
 /// The namespace of our element in a domain's metadata.
 pub const METADATA_NAMESPACE: &str = "urn:kvmlet:domain:1";

@@ -111,6 +111,19 @@ pub(in super::super) fn domain(spec: &DomainSpec, owner: Owner) -> Result<String
     domain.to_xml()
 }
 
+/// How many bytes the definition of a domain takes on its way to libvirt, whoever its
+/// owner is.
+///
+/// # Errors
+/// As [`domain`].
+pub fn size(spec: &DomainSpec) -> Result<usize, XmlError> {
+    let owner = Owner {
+        node: Uuid::nil(),
+        agent: Uuid::nil(),
+    };
+    domain(spec, owner).map(|xml| xml.len())
+}
+
 fn os(spec: &DomainSpec) -> Element {
     if spec.accelerator == DomainAccelerator::Test {
         return el("os").child(el("type").text("hvm"));

@@ -2,6 +2,7 @@
 //! has such.
 
 use super::{Core, Offered};
+use crate::libvirt::HostFacts;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
@@ -91,9 +92,10 @@ pub(super) fn hardware(
         return Err(Fault::field(
             Reason::KvmUnavailable,
             "hardware.cpu_mode",
-            "needs KVM, and this VM would run without it",
+            "needs KVM, and this VM would run without it: leave it out, or ask for MAXIMUM",
         ));
     }
+    check_model(&facts, &cpu, hypervisor)?;
     let firmware = wish
         .firmware
         .or(base.map(|base| base.firmware))
@@ -117,7 +119,7 @@ pub(super) fn hardware(
         return Err(Fault::field(
             Reason::FieldInvalid,
             "hardware.machine",
-            "is not a machine type that this host's QEMU has",
+            "is not a machine type that VMs can have on this host; GetNode returns those",
         )
         .with("machine", machine));
     }
@@ -132,6 +134,29 @@ pub(super) fn hardware(
         },
         hypervisor,
     ))
+}
+
+/// Refuses a CPU model that guests can't have here. What libvirt says nothing of is left
+/// to the start.
+fn check_model(facts: &HostFacts, cpu: &Cpu, hypervisor: Hypervisor) -> Result<(), Fault> {
+    let Cpu::Custom(model) = cpu else {
+        return Ok(());
+    };
+    let (modes, with) = match hypervisor {
+        Hypervisor::Kvm => (&facts.kvm_cpu_modes, "with KVM"),
+        Hypervisor::Qemu => (&facts.cpu_modes, "without KVM"),
+        Hypervisor::Test => return Ok(()),
+    };
+    let custom = modes.iter().find(|mode| mode.name == "custom");
+    if custom.is_none_or(|mode| mode.models.is_empty() || mode.models.contains(model)) {
+        return Ok(());
+    }
+    Err(Fault::field(
+        Reason::FieldInvalid,
+        "hardware.cpu_model",
+        format!("is not a model that guests {with} can have on this host; GetNode returns those"),
+    )
+    .with("cpu_model", model))
 }
 
 fn accelerator(core: &Core, wished: Accelerator) -> Result<(Accelerator, Hypervisor), Fault> {

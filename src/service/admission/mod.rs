@@ -8,6 +8,7 @@
 
 mod hardware;
 mod nics;
+mod size;
 mod volumes;
 
 use super::capacity;
@@ -28,7 +29,8 @@ use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeKind};
 use hardware::hardware;
-use nics::{check_addresses, check_foreign_addresses, nics};
+use nics::{check_addresses, check_foreign_addresses, check_networks, nics};
+use size::check_size;
 use volumes::{Place, ceph_pool, check_files, check_room, check_volume_ids, root_place, volume};
 
 /// How to stop a guest, with the configured times where the caller gave none.
@@ -131,8 +133,9 @@ pub async fn create(
     check_room(core, &volumes).await?;
     let nics = nics(core, &offered, id, &wish.nics)?;
     check_foreign_addresses(core, &nics).await?;
+    check_networks(core, &nics).await?;
     check_text(&wish.name, "name")?;
-    Ok(Vm {
+    let vm = Vm {
         id,
         name: wish.name.clone(),
         description: wish.description.clone(),
@@ -158,7 +161,9 @@ pub async fn create(
         last_host_id: None,
         created_by: operation,
         created_as: wish.clone(),
-    })
+    };
+    check_size(core, &vm, "")?;
+    Ok(vm)
 }
 
 /// Compares a VM that is to be made with all others: images that it needs, ids
@@ -252,6 +257,7 @@ pub fn update(core: &Core, vm: &Vm, changes: &VmChanges) -> Result<Vm, Fault> {
             after.hardware_profile_id = Some(profile.to_owned());
         }
     }
+    check_size(core, &after, "vm.")?;
     Ok(after)
 }
 

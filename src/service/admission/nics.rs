@@ -1,12 +1,14 @@
 //! Network interfaces: where they plug in, and addresses that nobody else has.
 
 use super::{Core, Offered};
+use crate::libvirt::ErrorKind;
 use crate::model::fault::Fault;
 use crate::model::ids::{NicId, VmId};
 use crate::model::nic::{Attachment, MacAddress, Nic};
 use crate::model::reason::Reason;
 use crate::model::request::NewNic;
 use crate::model::vm::Vm;
+use crate::service::fault::from_libvirt;
 use crate::service::gate::Lane;
 use std::collections::HashSet;
 
@@ -114,6 +116,41 @@ pub(super) async fn check_foreign_addresses(core: &Core, nics: &[Nic]) -> Result
             return Err(Fault::field(Reason::MacInUse, field, problem)
                 .with("mac", nic.mac)
                 .with("domain", name));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to plug into a network of libvirt's that is not on the host. Where libvirt has
+/// no networks, as in its embedded driver, the start says so.
+///
+/// # Errors
+/// `NETWORK_NOT_FOUND`, naming the network; as any call.
+pub(super) async fn check_networks(core: &Core, nics: &[Nic]) -> Result<(), Fault> {
+    for nic in nics {
+        let Attachment::LibvirtNetwork { name } = &nic.attachment else {
+            continue;
+        };
+        let network = name.clone();
+        let found = core
+            .hypervisor
+            .try_call(Lane::Read, move |host| host.network(&network))
+            .await?;
+        match found {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let part = match nic.network_id {
+                    Some(_) => "network_id",
+                    None => "libvirt_network",
+                };
+                let field = format!("nics[{}].{part}", nic.device_index);
+                let problem = format!("is libvirt's network {name}, which this host does not have");
+                return Err(
+                    Fault::field(Reason::NetworkNotFound, field, problem).with("network", name)
+                );
+            }
+            Err(error) if error.kind == ErrorKind::Unsupported => {}
+            Err(error) => return Err(from_libvirt(&error)),
         }
     }
     Ok(())

@@ -239,7 +239,10 @@ pub(super) async fn begin_guest(
 }
 
 /// Starts libvirt's networks that the guest plugs into: distributions define one and
-/// leave it off. What stands in the way of one, the start of the guest will say.
+/// leave it off. What else stands in the way of one, the start of the guest will say.
+///
+/// # Errors
+/// `NETWORK_NOT_FOUND`, naming one that is not on the host; as any call.
 async fn start_networks(run: &Run, cell: &Cell) -> Result<(), Fault> {
     let vm = cell.vm()?;
     for nic in &vm.nics {
@@ -255,6 +258,13 @@ async fn start_networks(run: &Run, cell: &Cell) -> Result<(), Fault> {
         match answer {
             Ok(true) => tracing::info!(network = name, "started libvirt's network for a guest"),
             Ok(false) => {}
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                let words = format!(
+                    "the VM's interface {} is in libvirt's network {name}, which this host does not have",
+                    nic.mac
+                );
+                return Err(Fault::new(Reason::NetworkNotFound, words).with("network", name));
+            }
             Err(error) => tracing::debug!(network = name, error = chain(&error), "not started"),
         }
     }

@@ -17,6 +17,7 @@ mod outcome;
 mod power_cut;
 mod qemu_frozen;
 mod reboot;
+mod refusals;
 mod room;
 mod stop;
 mod storm;
@@ -73,6 +74,7 @@ const TESTS: &[Test] = tests![
     beside::a_deleted_vm_does_not_come_back_with_the_host,
     power_cut::guests_that_ended_with_their_host_say_so,
     undo::a_snapshot_of_a_root_that_fails_its_health_check_is_left_as_it_is,
+    refusals::what_cant_work_here_is_refused_by_its_field,
     moved::guests_start_with_the_hosts_present_settings_and_saved_ones_go_on,
     beside::memory_that_cant_be_restored_is_said_and_not_booted_over,
     room::a_guest_whose_memory_finds_no_room_goes_on,
