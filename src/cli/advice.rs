@@ -25,9 +25,18 @@ pub(crate) fn lines(error: &ErrorInfo) -> Vec<String> {
             .collect();
     }
     if reason == Reason::KvmUnavailable && value("field") == Some("hardware.cpu_mode") {
-        let words =
-            "Without KVM, a guest has the fullest CPU that QEMU can give it: leave the mode out.";
+        let words = "Without KVM, a guest can have the fullest CPU that QEMU gives.";
         return vec![words.to_owned(), "--cpu-mode maximum".to_owned()];
+    }
+    if let (Reason::NetworkNotFound, Some(network)) = (reason, value("network")) {
+        let words = "Define it on the host, then try again: virsh net-define FILE";
+        return vec![words.to_owned(), format!("virsh net-info {network}")];
+    }
+    if reason == Reason::FieldInvalid
+        && (value("machine").is_some() || value("cpu_model").is_some())
+    {
+        let words = "Use one of those that this shows:";
+        return vec![words.to_owned(), "kvmlet node".to_owned()];
     }
     let mut lines = vec![words(reason).to_owned()];
     lines.extend(
@@ -176,12 +185,16 @@ mod tests {
     }
 
     #[test]
-    fn who_lacks_kvm_is_not_told_to_do_without_what_is_not_there() {
+    fn advice_does_not_repeat_the_refusal() {
         let of = |field| lines(&error("KVM_UNAVAILABLE", &[("field", field)]));
         assert!(of("hardware.accelerator").contains(&"--accelerator tcg".to_owned()));
         let mode = of("hardware.cpu_mode");
         assert!(mode.contains(&"--cpu-mode maximum".to_owned()), "{mode:?}");
         assert!(!mode.iter().any(|line| line.contains("accelerator")));
+        let network = lines(&error("NETWORK_NOT_FOUND", &[("network", "lab")]));
+        assert_eq!(network[1], "virsh net-info lab");
+        let machine = lines(&error("FIELD_INVALID", &[("machine", "microvm")]));
+        assert_eq!(machine[1], "kvmlet node");
     }
 
     #[test]

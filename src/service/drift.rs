@@ -9,7 +9,6 @@ use super::core::Core;
 use super::domains;
 use super::fault::chain;
 use super::gate::Lane;
-use super::usage;
 use crate::libvirt::{Definition, Differences, FormerPaths, SavedMemory};
 use crate::model::fault::Fault;
 use crate::model::lifecycle::Resting;
@@ -178,18 +177,18 @@ async fn conditions(core: &Core, vm: &Vm) -> Result<[(Condition, Vec<String>); 3
     ])
 }
 
-/// Refuses what would give the guest other data than it has now.
+/// Refuses what would give the guest other data than it has now. Returns whether there
+/// is a domain.
 ///
 /// # Errors
-/// `DOMAIN_DRIFTED` with the differences; `VOLUME_IN_USE` if there is no domain, and
-/// something else stands on its volumes; as any call.
-pub(super) async fn check(core: &Core, cell: &Cell, vm: &Vm) -> Result<(), Fault> {
+/// `DOMAIN_DRIFTED` with the differences; as any call.
+pub(super) async fn check(core: &Core, cell: &Cell, vm: &Vm) -> Result<bool, Fault> {
     let Some(differences) = find(core, vm).await? else {
-        return usage::check_new_domain(core, vm).await;
+        return Ok(false);
     };
     cell.note(Condition::Drifted, differences.all().cloned().collect());
     if differences.of_data.is_empty() {
-        Ok(())
+        Ok(true)
     } else {
         Err(refusal(&differences))
     }

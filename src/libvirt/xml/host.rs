@@ -44,6 +44,9 @@ pub struct CpuMode {
     pub usable: bool,
     /// The models that it can give.
     pub models: Vec<String>,
+    /// Models that guests would have without some of their features, of which only
+    /// QEMU's log tells.
+    pub lacking: Vec<String>,
 }
 
 pub(in super::super) struct Capabilities {
@@ -98,7 +101,8 @@ fn is_for_us(arch: &str, machine: &str) -> bool {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
     match arch {
-        "x86_64" | "i686" => family("pc") || family("q35"),
+        // Ubuntu has names of its own for them.
+        "x86_64" | "i686" => family("pc") || family("q35") || family("ubuntu"),
         "aarch64" | "armv7l" | "riscv64" | "loongarch64" => family("virt"),
         "ppc64" | "ppc64le" => family("pseries"),
         "s390x" => family("s390-ccw-virtio"),
@@ -181,19 +185,22 @@ pub(in super::super) fn domain_capabilities(xml: &str) -> Result<DomainCapabilit
 }
 
 fn cpu_mode(mode: Node<'_, '_>) -> Option<CpuMode> {
-    let models = named(mode, "model")
+    let (models, lacking): (Vec<_>, Vec<_>) = named(mode, "model")
         // Only those of one's own choice say whether they can be used.
-        .filter(|model| {
+        .partition(|model| {
             model
                 .attribute("usable")
                 .is_none_or(|usable| usable == "yes")
         });
+    let names = |models: Vec<Node<'_, '_>>| {
+        let names = models.into_iter().filter_map(|model| model.text());
+        names.map(str::to_owned).collect()
+    };
     Some(CpuMode {
         name: mode.attribute("name")?.to_owned(),
         usable: mode.attribute("supported") == Some("yes"),
-        models: models
-            .filter_map(|model| model.text().map(str::to_owned))
-            .collect(),
+        models: names(models),
+        lacking: names(lacking),
     })
 }
 

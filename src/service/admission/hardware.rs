@@ -2,7 +2,7 @@
 //! has such.
 
 use super::{Core, Offered};
-use crate::libvirt::HostFacts;
+use crate::libvirt::{CpuMode, HostFacts};
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::hardware::{Accelerator, Cpu, Firmware, Hardware};
@@ -92,7 +92,7 @@ pub(super) fn hardware(
         return Err(Fault::field(
             Reason::KvmUnavailable,
             "hardware.cpu_mode",
-            "needs KVM, and this VM would run without it: leave it out, or ask for MAXIMUM",
+            "needs KVM, and this VM would run without it: ask for MAXIMUM",
         ));
     }
     check_model(&facts, &cpu, hypervisor)?;
@@ -136,8 +136,8 @@ pub(super) fn hardware(
     ))
 }
 
-/// Refuses a CPU model that guests can't have here. What libvirt says nothing of is left
-/// to the start.
+/// Refuses a CPU model that the hypervisor does not know. One that it can't give in full
+/// it gives without what is lacking; what libvirt says nothing of is left to the start.
 fn check_model(facts: &HostFacts, cpu: &Cpu, hypervisor: Hypervisor) -> Result<(), Fault> {
     let Cpu::Custom(model) = cpu else {
         return Ok(());
@@ -148,13 +148,17 @@ fn check_model(facts: &HostFacts, cpu: &Cpu, hypervisor: Hypervisor) -> Result<(
         Hypervisor::Test => return Ok(()),
     };
     let custom = modes.iter().find(|mode| mode.name == "custom");
-    if custom.is_none_or(|mode| mode.models.is_empty() || mode.models.contains(model)) {
+    let is_known = |mode: &CpuMode| {
+        let mut known = mode.models.iter().chain(&mode.lacking).peekable();
+        known.peek().is_none() || known.any(|known| known == model)
+    };
+    if custom.is_none_or(is_known) {
         return Ok(());
     }
     Err(Fault::field(
         Reason::FieldInvalid,
         "hardware.cpu_model",
-        format!("is not a model that guests {with} can have on this host; GetNode returns those"),
+        format!("is not a model that guests {with} can have on this host; GetNode returns those that they can have in full"),
     )
     .with("cpu_model", model))
 }

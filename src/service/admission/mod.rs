@@ -29,8 +29,9 @@ use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeKind};
 use hardware::hardware;
-use nics::{check_addresses, check_foreign_addresses, check_networks, nics};
-use size::check_size;
+pub use nics::check_networks;
+use nics::{check_addresses, check_foreign_addresses, nics};
+pub use size::{SizeOf, check_size};
 use volumes::{Place, ceph_pool, check_files, check_room, check_volume_ids, root_place, volume};
 
 /// How to stop a guest, with the configured times where the caller gave none.
@@ -133,7 +134,7 @@ pub async fn create(
     check_room(core, &volumes).await?;
     let nics = nics(core, &offered, id, &wish.nics)?;
     check_foreign_addresses(core, &nics).await?;
-    check_networks(core, &nics).await?;
+    check_networks(core, &nics, true).await?;
     check_text(&wish.name, "name")?;
     let vm = Vm {
         id,
@@ -162,7 +163,7 @@ pub async fn create(
         created_by: operation,
         created_as: wish.clone(),
     };
-    check_size(core, &vm, "")?;
+    check_size(core, &vm, SizeOf::NewVm)?;
     Ok(vm)
 }
 
@@ -257,7 +258,7 @@ pub fn update(core: &Core, vm: &Vm, changes: &VmChanges) -> Result<Vm, Fault> {
             after.hardware_profile_id = Some(profile.to_owned());
         }
     }
-    check_size(core, &after, "vm.")?;
+    check_size(core, &after, SizeOf::Changes)?;
     Ok(after)
 }
 

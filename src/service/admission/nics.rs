@@ -122,11 +122,12 @@ pub(super) async fn check_foreign_addresses(core: &Core, nics: &[Nic]) -> Result
 }
 
 /// Refuses to plug into a network of libvirt's that is not on the host. Where libvirt has
-/// no networks, as in its embedded driver, the start says so.
+/// no networks, as in its embedded driver, the start says so. `of_request` says whether
+/// the interfaces are those of the request, whose fields are named then.
 ///
 /// # Errors
 /// `NETWORK_NOT_FOUND`, naming the network; as any call.
-pub(super) async fn check_networks(core: &Core, nics: &[Nic]) -> Result<(), Fault> {
+pub async fn check_networks(core: &Core, nics: &[Nic], of_request: bool) -> Result<(), Fault> {
     for nic in nics {
         let Attachment::LibvirtNetwork { name } = &nic.attachment else {
             continue;
@@ -145,9 +146,12 @@ pub(super) async fn check_networks(core: &Core, nics: &[Nic]) -> Result<(), Faul
                 };
                 let field = format!("nics[{}].{part}", nic.device_index);
                 let problem = format!("is libvirt's network {name}, which this host does not have");
-                return Err(
-                    Fault::field(Reason::NetworkNotFound, field, problem).with("network", name)
-                );
+                let fault = if of_request {
+                    Fault::field(Reason::NetworkNotFound, field, problem)
+                } else {
+                    Fault::new(Reason::NetworkNotFound, format!("{field} {problem}"))
+                };
+                return Err(fault.with("network", name));
             }
             Err(error) if error.kind == ErrorKind::Unsupported => {}
             Err(error) => return Err(from_libvirt(&error)),

@@ -11,6 +11,7 @@ use crate::model::tag;
 use crate::model::time::Timestamp;
 use crate::model::vm::{Life, Vm};
 use crate::model::volume::{Volume, VolumeAttachment};
+use crate::service::admission::SizeOf;
 use crate::service::{admission, sweeper};
 use std::time::Duration;
 
@@ -107,6 +108,7 @@ impl Worker {
                 if !wish.system_tags.is_empty() {
                     after.system_tags.clone_from(&wish.system_tags);
                 }
+                admission::check_size(&self.core, &after, SizeOf::NewRoot)?;
                 Intent::ReplaceRootVolume {
                     new_root: Box::new(new_root),
                     before: Box::new(vm.clone()),

@@ -288,7 +288,10 @@ impl Worker {
             .await?;
         self.check_retention(asked, &operation.intent, resting, vm)?;
         if relies_on_definition(vm, &operation.intent) {
-            drift::check(&core, &self.cell, vm).await?;
+            let is_defined = drift::check(&core, &self.cell, vm).await?;
+            if !is_defined && matches!(operation.intent, Intent::RecoverVm) {
+                usage::check_new_domain(&core, vm).await?;
+            }
         }
         if removes_volumes(vm, &operation.intent) {
             usage::check_vm(&core, vm).await?;
@@ -298,6 +301,9 @@ impl Worker {
         // is published: nothing here waits for a pool.
         let starts = needs_host(&operation.intent);
         let gives_power = starts && !resting.has_power();
+        if gives_power {
+            admission::check_networks(&core, &vm.nics, false).await?;
+        }
         let compares = starts || matches!(operation.intent, Intent::ReplaceRootVolume { .. });
         let admission = if compares {
             Some(core.vms.admission.lock().await)

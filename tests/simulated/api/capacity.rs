@@ -3,7 +3,9 @@
 use crate::support::api::{Start, id, small};
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::refusal::refused;
+use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
+use std::time::Duration;
 
 /// A host of which VMs get a known part.
 async fn daemon(lines: &str) -> Daemon {
@@ -99,7 +101,13 @@ async fn reading_the_host_asks_libvirt_nothing_and_counts_vms_as_they_are_shown(
     let image = daemon.image().await;
     api.create(&image, Start::Yes).await;
     api.create(&image, Start::No).await;
-    let before = api.node().await;
+    // A look at what was made just now is under way.
+    let before = until("libvirt to be left alone", PATIENCE, async || {
+        let before = api.node().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (api.node().await.libvirt_calls == before.libvirt_calls).then_some(before)
+    })
+    .await;
     let counts = [("RUNNING".to_owned(), 1), ("STOPPED".to_owned(), 1)];
     assert_eq!(before.vm_counts, counts.into());
     for _ in 0..10 {

@@ -163,6 +163,17 @@ async fn a_root_that_is_not_to_be_kept_is_removed_by_the_sweeper_and_not_gone_ba
     })
     .await;
     assert_eq!(refused(replaced.revert().await).reason, "NO_PREVIOUS_ROOT");
+
+    // The sweep that removes one leaves another that has minutes left.
+    let second = replaced.root().await;
+    let third = replaced.replace(300).await;
+    replaced.replace(0).await;
+    until("the third root to go", PATIENCE, async || {
+        (!replaced.has_file(&third)).then_some(())
+    })
+    .await;
+    assert!(replaced.has_file(&second), "it was kept for five minutes");
+    assert!(replaced.kept().await.contains_key(&second));
 }
 
 #[tokio::test(flavor = "multi_thread")]
