@@ -166,7 +166,12 @@ impl Step for StartGuest {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        start_guest(run, &self.cell, Begin::Running, self.restore).await
+        let disks = if self.undo_stops {
+            Disks::AsRecorded
+        } else {
+            Disks::AsDefined
+        };
+        start_guest(run, &self.cell, Begin::Running, self.restore, disks).await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
@@ -185,17 +190,35 @@ impl Step for StartGuest {
     }
 }
 
+/// Which disks a guest that is started may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disks {
+    /// Those that its domain has, whoever gave them to it.
+    AsDefined,
+    /// Those of its record, and no others: the operation made or switched one, and
+    /// somebody may have put the domain back since.
+    AsRecorded,
+}
+
 /// Starts the domain.
+///
+/// # Errors
+/// `DOMAIN_DRIFTED` if it has other disks than it may have; as any call.
 pub(super) async fn start_guest(
     run: &Run,
     cell: &Cell,
     begin: Begin,
     restore: Restore,
+    disks: Disks,
 ) -> Result<(), Fault> {
     let host = run.core.node.id();
     let seen = domain(run, cell).await?;
     if !memory::is_held(seen.power) {
-        let former = drift::bring_up_to_date(&run.core, &cell.vm()?).await?;
+        let vm = cell.vm()?;
+        if disks == Disks::AsRecorded {
+            drift::check(&run.core, cell, &vm).await?;
+        }
+        let former = drift::bring_up_to_date(&run.core, &vm).await?;
         disks::get_ready(run, cell).await?;
         start_networks(run, cell).await?;
         if restore == Restore::IfSaved {
@@ -204,6 +227,10 @@ pub(super) async fn start_guest(
         if !seen.managed_save || restore == Restore::Never {
             begin_guest(run, cell, begin, restore, Lane::Control).await?;
             cell.edit(|vm| vm.last_host_id = Some(host));
+            if disks == Disks::AsRecorded {
+                // It may have been put back until libvirt read it.
+                drift::check(&run.core, cell, &vm).await?;
+            }
             return Ok(());
         }
         memory::restore(run, cell, former).await?;

@@ -16,7 +16,7 @@
 //! is said to be up.
 
 use super::asked::{Asked, what_ended};
-use super::power::{domain, has_power, start_guest};
+use super::power::{Disks, domain, has_power, start_guest};
 use crate::libvirt::{Begin, ErrorKind, LibvirtError, OffReason, Power, Restore, ShutdownMethod};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
@@ -151,7 +151,7 @@ impl Step for StopGuest {
         if has_power(run, &self.cell).await? {
             return Ok(Undone::Nothing);
         }
-        start_guest(run, &self.cell, begin, Restore::IfSaved).await?;
+        start_guest(run, &self.cell, begin, Restore::IfSaved, Disks::AsDefined).await?;
         Ok(Undone::Something)
     }
 }

@@ -2,7 +2,7 @@
 //! qemu-img, mv, a text editor. Whether it succeeds is the host's to say; only what
 //! would itself lose a guest's data is left out.
 
-use super::admin::{define_foreign, domain, qemu_img, try_virsh};
+use super::admin::{define_foreign, domain, qemu_img, try_qemu_img, try_virsh};
 use super::host::World;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,10 +30,12 @@ pub enum Act {
     Autostart,
     MoveFile,
     StandOnIt,
+    Copy,
+    RemoveMemoryFile,
 }
 
 impl Act {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Nothing,
         Self::SnapshotOutside,
         Self::SnapshotInside,
@@ -51,6 +53,8 @@ impl Act {
         Self::Autostart,
         Self::MoveFile,
         Self::StandOnIt,
+        Self::Copy,
+        Self::RemoveMemoryFile,
     ];
 }
 
@@ -98,7 +102,11 @@ impl Administrator<'_> {
 
     /// Where the first disk of the domain is, as the next start or the guest has it.
     pub fn disk(&self) -> Option<PathBuf> {
-        let list = try_virsh(self.world, &["domblklist", &self.vm_id]).ok()?;
+        let list = match try_virsh(self.world, &["domblklist", &self.vm_id]) {
+            Ok(list) => list,
+            Err(trouble) if trouble.contains("failed to get domain") => return None,
+            Err(trouble) => panic!("the disks of {} can't be read: {trouble}", self.vm_id),
+        };
         let line = list.lines().find(|line| line.trim().starts_with("vda"))?;
         line.split_whitespace().nth(1).map(PathBuf::from)
     }
@@ -226,6 +234,40 @@ impl Administrator<'_> {
                     way.is_some_and(|(from, to)| fs::rename(from, to).is_ok())
                 })
             }
+            // As virt-clone does: the metadata is copied, too.
+            Act::Copy => {
+                if let Some(copy) = self.copies().pop() {
+                    return self.remove_copy(&copy);
+                }
+                let disk = self
+                    .disk()
+                    .filter(|disk| disk.exists() && !self.is_active());
+                disk.is_some_and(|disk| {
+                    let file = own("copy");
+                    let (from, to) = (disk.to_str().unwrap(), file.to_str().unwrap());
+                    let copied = try_qemu_img(&["convert", "-q", "-O", "qcow2", from, to]);
+                    let words = ["dumpxml", "--inactive", &name];
+                    let xml = try_virsh(self.world, &words).unwrap_or_default();
+                    let called = file.file_name().unwrap().to_str().unwrap();
+                    let uuid = |id: &str| format!("<uuid>{id}</uuid>");
+                    let xml = xml
+                        .replace(&uuid(&self.vm_id), &uuid(&crate::support::api::id()))
+                        .replace(
+                            &format!("<name>{name}</name>"),
+                            &format!("<name>{called}</name>"),
+                        )
+                        .replace(from, to);
+                    let defined = copied && self.define(&xml);
+                    if !defined {
+                        drop(fs::remove_file(file));
+                    }
+                    defined
+                })
+            }
+            Act::RemoveMemoryFile => {
+                let folder = self.world.libvirtd.home.path().join("lib/qemu/save");
+                fs::remove_file(folder.join(format!("{name}.save"))).is_ok()
+            }
             Act::StandOnIt => {
                 let foreign = format!("over-{}", self.vm_id);
                 if self.virsh(&["undefine", &foreign]) {
@@ -254,6 +296,29 @@ impl Administrator<'_> {
         self.virsh(&["define", file.to_str().unwrap()])
     }
 
+    /// The disks of copies of the VM.
+    fn copies(&self) -> Vec<PathBuf> {
+        let prefix = format!("{}-copy", self.vm_id);
+        let files = fs::read_dir(self.folder()).unwrap();
+        let files = files.map(|file| file.unwrap().path());
+        let is_copy = |path: &PathBuf| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with(&prefix)
+        };
+        files.filter(is_copy).collect()
+    }
+
+    /// Removes a copy of the VM, which must be as it was left.
+    fn remove_copy(&self, disk: &Path) -> bool {
+        let name = disk.file_name().unwrap().to_str().unwrap();
+        let state = try_virsh(self.world, &["domstate", name]);
+        assert_eq!(state.as_deref().map(str::trim), Ok("shut off"), "{name}");
+        fs::remove_file(disk).unwrap();
+        self.virsh(&["undefine", name])
+    }
+
     /// Takes back what stands in kvmlet's way, as docs/operations.md says.
     pub fn make_good(&mut self) {
         fs::create_dir_all(self.folder()).unwrap();
@@ -277,7 +342,13 @@ impl Administrator<'_> {
             qemu_img(&["commit", "-q", over.to_str().unwrap()]);
             fs::remove_file(over).unwrap();
         }
-        self.virsh(&["managedsave-remove", &name]);
+        for copy in self.copies() {
+            assert!(self.remove_copy(&copy), "{}", copy.display());
+        }
+        if !self.virsh(&["managedsave-remove", &name]) {
+            // A file that is missing libvirt forgets only with a start.
+            self.virsh(&["start", &name, "--force-boot"]);
+        }
         self.act(Act::ForgetSnapshots);
         if self.is_on_snapshot() {
             self.virsh(&["start", &name]);

@@ -17,7 +17,6 @@ pub fn virsh(world: &World, arguments: &[&str]) -> String {
 
 /// Runs virsh; what it printed, or what it complained of.
 pub fn try_virsh(world: &World, arguments: &[&str]) -> Result<String, String> {
-    let since = std::time::Instant::now();
     #[allow(clippy::disallowed_methods)] // what administrators use
     let output = Command::new("virsh")
         .args(["--connect", &world.libvirtd.uri()])
@@ -25,10 +24,6 @@ pub fn try_virsh(world: &World, arguments: &[&str]) -> Result<String, String> {
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let took = since.elapsed().as_secs();
-    if took > 3 {
-        println!("virsh {arguments:?} took {took} s: {}", output.status);
-    }
     if output.status.success() {
         Ok(text(&output.stdout))
     } else {
@@ -36,11 +31,16 @@ pub fn try_virsh(world: &World, arguments: &[&str]) -> Result<String, String> {
     }
 }
 
-/// Runs qemu-img, as an administrator does.
+/// Runs qemu-img, as an administrator does; it must succeed.
 pub fn qemu_img(arguments: &[&str]) {
+    assert!(try_qemu_img(arguments), "qemu-img {arguments:?}");
+}
+
+/// Runs qemu-img; whether it succeeded.
+pub fn try_qemu_img(arguments: &[&str]) -> bool {
     #[allow(clippy::disallowed_methods)] // what administrators use
     let status = Command::new("qemu-img").args(arguments).status().unwrap();
-    assert!(status.success(), "qemu-img {arguments:?}");
+    status.success()
 }
 
 /// Defines a domain that is not kvmlet's.

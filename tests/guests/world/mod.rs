@@ -75,6 +75,7 @@ const TESTS: &[Test] = tests![
     power_cut::guests_that_ended_with_their_host_say_so,
     undo::a_snapshot_of_a_root_that_fails_its_health_check_is_left_as_it_is,
     refusals::what_cant_work_here_is_refused_by_its_field,
+    undo::a_root_that_was_put_back_meanwhile_is_not_told_as_replaced,
     moved::guests_start_with_the_hosts_present_settings_and_saved_ones_go_on,
     beside::memory_that_cant_be_restored_is_said_and_not_booted_over,
     room::a_guest_whose_memory_finds_no_room_goes_on,

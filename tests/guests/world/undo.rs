@@ -6,7 +6,9 @@ use super::host::{LINE, World, image};
 use crate::sector::BootSector;
 use crate::support::api::force;
 use crate::support::refusal::Refusal;
+use crate::support::{PATIENCE, until};
 use kvmlet::proto::v1::*;
+use std::fs;
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
@@ -73,5 +75,44 @@ pub async fn a_snapshot_of_a_root_that_fails_its_health_check_is_left_as_it_is(w
     api.done(Ask::Revert.send(&api, &guest.id, "").await).await;
     assert_eq!(source(&world, &name), old);
     guest.has_said(LINE, 3).await;
+    guest.remove().await;
+}
+
+/// Somebody edits the definition while the root is switched, and saves what was there
+/// before.
+pub async fn a_root_that_was_put_back_meanwhile_is_not_told_as_replaced(world: World) {
+    let api = world.api();
+    let guest = world.guest(&world.deaf).await;
+    let name = domain(&guest.id);
+    let root = guest.vm().await.root_volume_id;
+    let (old, file) = (
+        virsh(&world, &["dumpxml", "--inactive", "--security-info", &name]),
+        source(&world, &name),
+    );
+    let held = world.host.daemon.home().join("held");
+    let point = format!(
+        "replace-root-volume.start-guest.before=1*return(hold:{})\n",
+        held.display()
+    );
+    fs::write(world.points(), point).unwrap();
+    let replace = Ask::Replace.send(&api, &guest.id, &world.obedient).await;
+    until("the root to be switched", PATIENCE, async || {
+        held.exists().then_some(())
+    })
+    .await;
+    assert_ne!(source(&world, &name), file);
+    define(&world, &old);
+    fs::remove_file(held).unwrap();
+
+    let ended = api.ended(&replace.unwrap().get_ref().id).await;
+    assert_eq!(ended.state(), OperationState::Failed, "{ended:?}");
+    let refusal = Refusal::from(ended.error.as_ref().unwrap());
+    assert_eq!(refusal.reason, "DOMAIN_DRIFTED", "{refusal:?}");
+    // It is undone: the guest has its old root, and so has the record.
+    guest.has_said(LINE, 2).await;
+    assert_eq!(guest.vm().await.root_volume_id, root);
+    assert_eq!(source(&world, &name), file);
+    guest.has_state(VmState::Running).await;
+    shows(&guest, None).await;
     guest.remove().await;
 }
