@@ -89,9 +89,10 @@ impl World {
         let (state, _) = domain.state().unwrap();
         let state = state.known().expect("a state that the bindings know");
         Some(match state {
-            virt::domain::DomainState::Running | virt::domain::DomainState::Blocked => {
-                VmState::Running
-            }
+            virt::domain::DomainState::Running
+            | virt::domain::DomainState::Blocked
+            // Its QEMU is still there.
+            | virt::domain::DomainState::Shutdown => VmState::Running,
             virt::domain::DomainState::Paused => VmState::Paused,
             virt::domain::DomainState::Shutoff if domain.has_managed_save(0).unwrap() => {
                 VmState::Saved
