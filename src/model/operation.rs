@@ -106,6 +106,9 @@ pub enum Intent {
     StartVm {
         /// Give up saved memory first.
         discard_saved_memory: bool,
+        /// Whether it was SAVED: it is restored, and not booted.
+        #[serde(default)]
+        was_saved: bool,
     },
     /// Take power.
     StopVm {

@@ -63,6 +63,7 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
             undo_stops: true,
             new_root: None,
             restore: Restore::IfSaved,
+            was_saved: false,
         }));
     }
     plan

@@ -60,6 +60,20 @@ pub(super) fn check_is_there(cell: &Cell, seen: Sighting) -> Result<(), Fault> {
     Err(is_gone())
 }
 
+/// Refuses to boot a guest whose memory was saved when its start began, and was removed
+/// while the agent was away. The VM is STOPPED since.
+///
+/// # Errors
+/// `SAVED_MEMORY_UNREADABLE`: nothing runs.
+pub(super) async fn check_is_still_there(run: &Run, cell: &Cell) -> Result<(), Fault> {
+    let seen = domain(run, cell).await?;
+    if seen.managed_save || is_held(seen.power) {
+        return Ok(());
+    }
+    cell.touch();
+    Err(is_gone())
+}
+
 /// Why a VM that was shown SAVED is not started.
 pub(in crate::service) fn is_gone() -> Fault {
     unreadable(

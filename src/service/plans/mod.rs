@@ -59,7 +59,8 @@ pub fn plan(cell: &Arc<Cell>, operation: &Operation) -> Result<Plan, Fault> {
         Intent::ExpungeVm => remove::expunge(cell, &vm),
         Intent::StartVm {
             discard_saved_memory,
-        } => power::start(cell, *discard_saved_memory),
+            was_saved,
+        } => power::start(cell, *discard_saved_memory, *was_saved),
         Intent::StopVm {
             policy,
             discard_saved_memory,

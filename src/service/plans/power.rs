@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 /// How often a start that is half done is looked at.
 const HALF_DONE: Duration = Duration::from_millis(100);
 
-pub(super) fn start(cell: Arc<Cell>, discard_saved: bool) -> Plan {
+pub(super) fn start(cell: Arc<Cell>, discard_saved: bool, was_saved: bool) -> Plan {
     let mut plan = Plan::new();
     let restore = if discard_saved {
         plan.push(Box::new(DiscardSaved {
@@ -39,6 +39,7 @@ pub(super) fn start(cell: Arc<Cell>, discard_saved: bool) -> Plan {
         undo_stops: false,
         new_root: None,
         restore,
+        was_saved: was_saved && !discard_saved,
     }));
     plan
 }
@@ -143,6 +144,9 @@ pub(super) struct StartGuest {
     pub(super) new_root: Option<VolumeId>,
     /// What happens to saved memory.
     pub(super) restore: Restore,
+    /// Whether there was some when the operation began: without it the guest is not
+    /// booted.
+    pub(super) was_saved: bool,
 }
 
 #[async_trait]
@@ -171,6 +175,9 @@ impl Step for StartGuest {
         } else {
             Disks::AsDefined
         };
+        if self.was_saved {
+            memory::check_is_still_there(run, &self.cell).await?;
+        }
         start_guest(run, &self.cell, Begin::Running, self.restore, disks).await
     }
 

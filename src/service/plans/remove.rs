@@ -16,6 +16,7 @@ use crate::model::vm::{Life, Vm};
 use crate::model::volume::{VolumeAttachment, VolumeRef};
 use crate::service::cell::Cell;
 use crate::service::domains;
+use crate::service::drift;
 use crate::service::gate::Lane;
 use crate::service::plan::{Plan, Run, Step, Undone};
 use crate::service::usage;
@@ -61,7 +62,10 @@ pub(super) fn recover(cell: Arc<Cell>, before: &Vm, after: Vm) -> Plan {
 pub(super) fn expunge(cell: Arc<Cell>, vm: &Vm) -> Plan {
     let mut plan: Plan = vec![
         Box::new(CheckPowerOff { cell: cell.clone() }),
-        Box::new(CheckUnused { vm: vm.clone() }),
+        Box::new(CheckUnused {
+            cell: cell.clone(),
+            vm: vm.clone(),
+        }),
         Box::new(MarkExpunging { cell: cell.clone() }),
         Box::new(RemoveDomain { cell: cell.clone() }),
     ];
@@ -256,8 +260,10 @@ impl Step for CheckPowerOff {
     }
 }
 
-/// Makes sure that nobody else uses what is to be removed, while there is a way back.
+/// Makes sure that the VM has its own disks and that nobody else uses one of them, while
+/// there is a way back.
 struct CheckUnused {
+    cell: Arc<Cell>,
     vm: Vm,
 }
 
@@ -272,6 +278,7 @@ impl Step for CheckUnused {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
+        drift::check(&run.core, &self.cell, &self.vm).await?;
         usage::check_vm(&run.core, &self.vm).await
     }
 
@@ -329,8 +336,11 @@ impl Step for RemoveDomain {
         Ok(!has_domain(run, &self.cell).await?)
     }
 
+    /// A snapshot that somebody has laid over a disk since is named by the domain alone,
+    /// and has what the guest wrote last.
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
+        drift::check(&run.core, &self.cell, &self.cell.vm()?).await?;
         run.core
             .hypervisor
             .call(Lane::Control, move |host| host.undefine(id))

@@ -85,6 +85,7 @@ pub(super) fn switch(
             undo_stops: true,
             new_root,
             restore: Restore::IfSaved,
+            was_saved: false,
         }));
     }
     plan

@@ -122,11 +122,20 @@ impl Step for StopGuest {
         if has_power(run, &self.cell).await? {
             return Ok(false);
         }
-        // It was asked, and ended while nobody looked: the agent or libvirt was away.
-        let asked = run.operation.get().power_outcome;
-        if let Some(asked) = asked.filter(|asked| asked.method != PowerMethod::Force) {
-            let method = self.what_ended(run, asked.method, asked.signals_sent).await;
-            tell(run, PowerOutcome { method, ..asked });
+        // It ended while nobody looked: the agent or libvirt was away.
+        match run.operation.get().power_outcome {
+            Some(asked) if asked.method != PowerMethod::Force => {
+                let method = self.what_ended(run, asked.method, asked.signals_sent).await;
+                tell(run, PowerOutcome { method, ..asked });
+            }
+            None if run.operation.is_resumed() && self.policy != StopPolicy::Force => {
+                let method = self.what_ended(run, PowerMethod::Guest, 0).await;
+                // One that shut down may have been asked: how it stood is not recorded.
+                if method != PowerMethod::Guest {
+                    tell(run, Asked::default().outcome(method));
+                }
+            }
+            Some(_) | None => {}
         }
         Ok(true)
     }

@@ -63,6 +63,7 @@ impl Worker {
                 discard_saved_memory,
             } => Intent::StartVm {
                 discard_saved_memory: *discard_saved_memory && resting == Resting::Saved,
+                was_saved: resting == Resting::Saved,
             },
             VmRequest::StopVm {
                 stop_policy,
@@ -83,6 +84,7 @@ impl Worker {
                 PowerState::On if resting == Resting::Paused => Intent::ResumeVm,
                 PowerState::On => Intent::StartVm {
                     discard_saved_memory: false,
+                    was_saved: resting == Resting::Saved,
                 },
                 PowerState::Paused => Intent::PauseVm,
                 PowerState::Off => Intent::StopVm {

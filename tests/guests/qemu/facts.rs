@@ -22,7 +22,9 @@ fn kib(path: &str, key: &str) -> u64 {
 }
 
 pub async fn the_host_tells_what_the_kernel_says_of_it(bench: &Bench) {
-    let api = bench.host.daemon.api();
+    // A machine's memory may have grown since the other one was started.
+    let host = bench.another().await;
+    let api = host.daemon.api();
     let node = until("the host to be measured", PATIENCE, async || {
         let node = api.node().await;
         node.available_memory_bytes.is_some().then_some(node)

@@ -20,6 +20,8 @@ pub(crate) enum Ask {
     Describe,
     Redefine,
     Replace,
+    /// Keeps the former root for a second.
+    ReplaceBriefly,
     Revert,
     Delete,
     Recover,
@@ -139,12 +141,17 @@ impl Ask {
                 };
                 vms.update_vm(update(vm, "hardware.vcpus")).await
             }
-            Self::Replace => {
+            Self::Replace | Self::ReplaceBriefly => {
+                let second = prost_types::Duration {
+                    seconds: 1,
+                    nanos: 0,
+                };
                 let request = ReplaceRootVolumeRequest {
                     vm_id,
                     image_id: image.to_owned(),
                     stop_policy: Some(force()),
                     start_after: true,
+                    keep_old_for: (self == Self::ReplaceBriefly).then_some(second),
                     ..Default::default()
                 };
                 vms.replace_root_volume(request).await

@@ -7,6 +7,7 @@ mod acts;
 mod admin;
 mod ask;
 mod beside;
+mod between;
 mod death;
 mod heedless;
 mod host;
@@ -21,6 +22,7 @@ mod refusals;
 mod room;
 mod stop;
 mod storm;
+mod subject;
 mod undo;
 mod wire;
 
@@ -50,6 +52,12 @@ macro_rules! tests {
 const TESTS: &[Test] = tests![
     many::libvirtd_is_killed_under_many_vms_and_many_operations,
     storm::whatever_an_administrator_does_meanwhile_nothing_is_lost,
+    between::a_domain_that_has_a_vms_uuid_meanwhile_stays_as_it_is,
+    between::what_a_guest_writes_in_a_snapshot_meanwhile_is_kept,
+    between::a_definition_that_is_put_back_meanwhile_keeps_its_disk,
+    between::a_volume_that_somebody_stands_on_meanwhile_stays,
+    between::memory_that_is_spoilt_meanwhile_is_not_told_as_saved_or_restored,
+    between::a_stop_tells_what_has_ended_the_guest_meanwhile,
     heedless::agents_that_do_nothing_bend_no_time_and_hold_up_no_other_vm,
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,
     outage::libvirtd_is_killed_early_in_a_start,

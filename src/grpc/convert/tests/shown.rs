@@ -148,6 +148,7 @@ fn ended(id: Uuid) -> Operation {
         image_id: None,
         intent: Intent::StartVm {
             discard_saved_memory: false,
+            was_saved: false,
         },
         state: OperationState::Failed,
         rollback: RollbackState::Done,
