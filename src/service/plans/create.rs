@@ -333,6 +333,8 @@ impl Step for DefineDomain {
             )
             .with("domain", domains::domain_name(id)));
         }
+        // Only the domain would name a snapshot that somebody has made of it.
+        drift::check(&run.core, &self.cell, &self.vm).await?;
         run.core
             .hypervisor
             .call(Lane::Control, move |host| host.undefine(id))

@@ -313,18 +313,18 @@ impl Step for ConvertImage {
             // What is whole may be in use by another host that imported it too.
             return drop_unfinished(run, &self.image).await;
         }
-        run.core
-            .pools
-            .call(&self.image.pool, move |pool, _| {
-                let there = pool.image(id)?.is_some();
-                pool.delete_image(id)?;
-                Ok(if there {
-                    Undone::Something
-                } else {
-                    Undone::Nothing
-                })
-            })
-            .await
+        let pools = &run.core.pools;
+        let there = pools.call(&self.image.pool, move |pool, _| {
+            Ok(pool.image(id)?.is_some())
+        });
+        if !there.await? {
+            return Ok(Undone::Nothing);
+        }
+        usage::check_image(&run.core, &self.image.pool, id).await?;
+        pools
+            .call(&self.image.pool, move |pool, _| pool.delete_image(id))
+            .await?;
+        Ok(Undone::Something)
     }
 }
 

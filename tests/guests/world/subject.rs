@@ -46,7 +46,7 @@ impl Subject {
             let truth = world.truth(&self.guest.id);
             let agrees = match vm.state() {
                 VmState::Lost => truth.is_none(),
-                VmState::Deleted => true,
+                VmState::Deleted | VmState::Failed => true,
                 VmState::Crashed => truth == Some(VmState::Stopped),
                 state => truth == Some(state),
             };
