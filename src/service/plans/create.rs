@@ -286,6 +286,10 @@ impl Step for DefineDomain {
         let from = domains::spec(&run.core, &self.from)?;
         let next = domains::spec(&run.core, &self.vm)?;
         let Some(found) = drift::read(&run.core, &[&self.from, &self.vm]).await? else {
+            if self.from.life != Life::Making {
+                // The domain was removed meanwhile: a snapshot may have the newest data.
+                usage::check_new_domain(&run.core, &self.vm).await?;
+            }
             return run
                 .core
                 .hypervisor

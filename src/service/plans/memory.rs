@@ -6,7 +6,9 @@
 //! from; and a guest that was to be restored is looked at before it is let run.
 
 use super::power::{begin_guest, domain, refused};
-use crate::libvirt::{Begin, FormerPaths, PauseReason, Power, Restore, SavedMemory, Sighting};
+use crate::libvirt::{
+    Begin, FormerPaths, PauseReason, Power, Restore, RunReason, SavedMemory, Sighting,
+};
 use crate::model::fault::Fault;
 use crate::model::lifecycle::Resting;
 use crate::model::reason::Reason;
@@ -72,6 +74,20 @@ pub(super) async fn check_is_still_there(run: &Run, cell: &Cell) -> Result<(), F
     }
     cell.touch();
     Err(is_gone())
+}
+
+/// Refuses to tell that a guest was restored which something else on the host has
+/// booted meanwhile. It is left running.
+///
+/// # Errors
+/// `SAVED_MEMORY_UNREADABLE`.
+pub(super) fn check_was_restored(power: Power) -> Result<(), Fault> {
+    match power {
+        Power::Running(RunReason::Booted) => Err(unreadable(
+            "something else on the host has started the guest without its saved memory, which is gone",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Why a VM that was shown SAVED is not started.

@@ -164,9 +164,16 @@ impl Step for StartGuest {
     }
 
     async fn is_done(&self, run: &Run) -> Result<bool, Fault> {
+        if !has_started(run, &self.cell).await? {
+            return Ok(false);
+        }
+        let power = domain(run, &self.cell).await?.power;
+        // The simulated driver tells of no restored guest.
+        if self.was_saved && !run.core.hypervisor.is_simulated() {
+            memory::check_was_restored(power)?;
+        }
         // A guest that was restored and not yet let go on is not up.
-        Ok(has_started(run, &self.cell).await?
-            && !memory::is_held(domain(run, &self.cell).await?.power))
+        Ok(!memory::is_held(power))
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {

@@ -145,7 +145,16 @@ impl Step for SwitchRoot {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        if domain(run, &self.cell).await?.power.is_active() {
+        let seen = domain(run, &self.cell).await?;
+        if seen.managed_save {
+            // It would be restored with the old root.
+            return Err(Fault::new(
+                Reason::WrongState,
+                "something else on the host has saved the guest's memory, which belongs to its present root; start it, or give the memory up, and try again",
+            )
+            .with("instead", "StartVm"));
+        }
+        if seen.power.is_active() {
             // Someone else started it since: its disk can't be changed under it.
             return Err(Fault::new(
                 Reason::WrongState,
