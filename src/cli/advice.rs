@@ -88,7 +88,7 @@ fn words(reason: Reason) -> &'static str {
 fn instead(call: &str, paused: bool) -> Option<&'static str> {
     Some(match call {
         "StartVm" => "kvmlet vm start VM",
-        // A guest that stands still hears nothing.
+        // A paused guest hears nothing.
         "StopVm" if paused => "kvmlet vm stop VM --force",
         "StopVm" => "kvmlet vm stop VM",
         "ResumeVm" => "kvmlet vm resume VM",

@@ -56,7 +56,7 @@ Examples:
     /// Press the reset button: the guest is not asked
     #[command(after_help = "Example:\n  kvmlet vm reset web1")]
     Reset(VmChange),
-    /// Make the guest's processors stand still
+    /// Pause the guest's vCPUs
     #[command(after_help = "Example:\n  kvmlet vm pause web1")]
     Pause(VmChange),
     /// Let the guest's processors go on

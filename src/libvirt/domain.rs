@@ -63,7 +63,7 @@ impl DomainState {
 pub enum Begin {
     /// It runs.
     Running,
-    /// Its processors stand still until it is resumed.
+    /// Its vCPUs are paused until it is resumed.
     Paused,
 }
 

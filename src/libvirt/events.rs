@@ -27,7 +27,7 @@ pub enum DomainChange {
     Undefined,
     /// Began to run.
     Started(StartedBy),
-    /// Its processors stand still.
+    /// Its vCPUs are paused.
     Suspended(SuspendedBy),
     /// Its processors run again.
     Resumed,
@@ -84,7 +84,7 @@ pub enum StartedBy {
     Unknown,
 }
 
-/// Why a domain's processors stand still.
+/// Why a domain is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SuspendedBy {
     /// Somebody asked for it.

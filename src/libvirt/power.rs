@@ -14,7 +14,7 @@ pub enum Power {
     Off(OffReason),
     /// Running, or waiting for something it asked for.
     Running(RunReason),
-    /// Its processors stand still; its memory is there.
+    /// Its vCPUs are paused; its memory is there.
     Paused(PauseReason),
     /// The guest has shut down, and QEMU is about to end.
     ShuttingDown,
@@ -87,7 +87,7 @@ pub enum RunReason {
     Unknown,
 }
 
-/// Why a domain's processors stand still.
+/// Why a domain is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PauseReason {
     /// Somebody asked for it.

@@ -307,7 +307,7 @@ impl Guest<'_> {
         format!("{before}{after}")
     }
 
-    /// Gives it power.
+    /// Starts it.
     pub async fn start(&self) {
         self.try_start().await.unwrap();
     }

@@ -131,7 +131,7 @@ impl Lane {
         }
         let policy =
             |with: bool, forced: bool| with.then(|| if forced { force() } else { asked() });
-        // A guest that stands still hears nothing.
+        // A paused guest hears nothing.
         let forced = self.state == Some(Resting::Paused) || self.random.random();
         use lifecycle::Ask as Row;
         let ask = match row {

@@ -381,7 +381,7 @@ impl Guest {
         format!("{before}{middle}{after}")
     }
 
-    /// Gives it power.
+    /// Starts it.
     pub async fn start(&self) {
         let request = StartVmRequest {
             vm_id: self.id.clone(),

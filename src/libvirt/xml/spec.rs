@@ -53,7 +53,7 @@ pub struct DomainSpec {
     pub console_log: PathBuf,
 }
 
-/// What a guest's kernel tells of its panic by, before it stands still.
+/// What a guest's kernel tells of its panic by, before it halts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PanicDevice {
     /// An I/O port of x86 boards.

@@ -52,7 +52,7 @@ pub enum StateReason {
     CreateFailed,
     /// DeleteVm.
     Deleted,
-    /// Something else on the host gave it power.
+    /// Something else on the host started it.
     StartedOnHost,
     /// The journal was lost, and with it what brought the VM here.
     JournalLost,
@@ -115,7 +115,7 @@ pub enum OffCause {
     StartFailed,
 }
 
-/// Why libvirt says that a domain's processors stand still.
+/// Why libvirt says that a domain is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PauseCause {
     /// It does not know.

@@ -1,8 +1,9 @@
 //! CreateVm: volumes, domain, and power if it was asked for.
 
+use super::memory::{self, Memory};
 use super::place::verify_place;
 use super::power::StartGuest;
-use crate::libvirt::{DomainState, Restore};
+use crate::libvirt::DomainState;
 use crate::model::bytes::Bytes;
 use crate::model::fault::Fault;
 use crate::model::ids::ImageId;
@@ -62,8 +63,7 @@ pub(super) fn plan(cell: Arc<Cell>, vm: &Vm, start: bool) -> Plan {
             cell,
             undo_stops: true,
             new_root: None,
-            restore: Restore::IfSaved,
-            was_saved: false,
+            memory: Memory::IfSaved,
         }));
     }
     plan
@@ -296,6 +296,7 @@ impl Step for DefineDomain {
                 .call(Lane::Control, move |host| host.define(&next))
                 .await;
         };
+        memory::check_none(run, &self.cell).await?;
         let done = run
             .core
             .hypervisor
@@ -333,11 +334,11 @@ impl Step for DefineDomain {
             // It would be gone with its guest's end, and unknown until then.
             return Err(Fault::new(
                 Reason::WrongState,
-                "something else on the host gave the VM power; its domain stays",
+                "something else on the host started the VM; its domain stays",
             )
             .with("domain", domains::domain_name(id)));
         }
-        // Only the domain would name a snapshot that somebody has made of it.
+        // Only the domain names a snapshot that somebody has made of its disk.
         drift::check(&run.core, &self.cell, &self.vm).await?;
         run.core
             .hypervisor

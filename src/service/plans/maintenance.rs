@@ -219,7 +219,7 @@ async fn stop(run: &Run, policy: StopPolicy, id: VmId) -> Result<Stopped, Fault>
                 let holder = holder.ok_or_else(|| internal("a VM is held by nobody"))?;
                 until_ended(core, holder).await?;
             }
-            // A guest that stands still hears nothing.
+            // A paused guest hears nothing.
             Err(deaf) if deaf.reason == Reason::WrongState => {
                 if !forces || wish == StopWish::Force {
                     return Ok(Stopped::No);

@@ -49,35 +49,54 @@ async fn saved(run: &Run, cell: &Cell) -> Result<SavedMemory, Fault> {
     Ok(found)
 }
 
+/// What a start does with a guest's saved memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// Gives it up, and boots.
+    Discard,
+    /// Restores it if there is any.
+    IfSaved,
+    /// Restores it: there was some when the operation began. Without it the guest is not
+    /// booted.
+    Required,
+}
+
 /// Refuses to boot a guest that is known to have saved memory, and has none any more:
 /// libvirt tells nobody that it was removed. The VM is looked at again then.
 ///
 /// # Errors
 /// `SAVED_MEMORY_UNREADABLE`: nothing runs.
-pub(super) fn check_is_there(cell: &Cell, seen: Sighting) -> Result<(), Fault> {
-    if seen.managed_save || cell.vm()?.seen.resting != Resting::Saved {
+pub(super) fn check_is_there(cell: &Cell, seen: Sighting, memory: Memory) -> Result<(), Fault> {
+    let is_missed = match memory {
+        Memory::Discard => false,
+        Memory::IfSaved => cell.vm()?.seen.resting == Resting::Saved,
+        Memory::Required => true,
+    };
+    if seen.managed_save || !is_missed {
         return Ok(());
     }
     cell.touch();
     Err(is_gone())
 }
 
-/// Refuses to boot a guest whose memory was saved when its start began, and was removed
-/// while the agent was away. The VM is STOPPED since.
+/// Refuses to change the definition of a guest whose memory somebody has saved: it would
+/// be restored with the former definition, and with the former root.
 ///
 /// # Errors
-/// `SAVED_MEMORY_UNREADABLE`: nothing runs.
-pub(super) async fn check_is_still_there(run: &Run, cell: &Cell) -> Result<(), Fault> {
-    let seen = domain(run, cell).await?;
-    if seen.managed_save || is_held(seen.power) {
+/// `WRONG_STATE`; as any call.
+pub(super) async fn check_none(run: &Run, cell: &Cell) -> Result<(), Fault> {
+    if !domain(run, cell).await?.managed_save {
         return Ok(());
     }
-    cell.touch();
-    Err(is_gone())
+    Err(Fault::new(
+        Reason::WrongState,
+        "something else on the host has saved the guest's memory, which belongs to its present definition; start the VM, or give the memory up, and try again",
+    )
+    .with("instead", "StartVm"))
 }
 
-/// Refuses to tell that a guest was restored which something else on the host has
-/// booted meanwhile. It is left running.
+/// Refuses to report a guest as restored if something else on the host has booted it
+/// meanwhile. It is left running.
 ///
 /// # Errors
 /// `SAVED_MEMORY_UNREADABLE`.
@@ -235,7 +254,7 @@ impl Step for Save {
             return self.prove(run).await;
         };
         // Of a saving that was cut off at its end libvirt forgets that the guest
-        // stood still before, and QEMU saves it only once it has gone on.
+        // was paused before, and QEMU saves it only once it has gone on.
         let now = domain(run, &self.cell).await;
         let goes_on = now.is_ok_and(|domain| matches!(domain.power, Power::Running(_)));
         if !matches!(before, Power::Paused(_)) || !goes_on {

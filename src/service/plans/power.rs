@@ -1,7 +1,7 @@
 //! Start, pause, resume, reset, reboot: one step each.
 
 use super::disks;
-use super::memory::{self, DiscardSaved};
+use super::memory::{self, DiscardSaved, Memory};
 use crate::libvirt::{
     Begin, ErrorKind, Host, LibvirtError, PauseReason, Power, RebootMethod, Restore, Sighting,
 };
@@ -25,21 +25,22 @@ const HALF_DONE: Duration = Duration::from_millis(100);
 
 pub(super) fn start(cell: Arc<Cell>, discard_saved: bool, was_saved: bool) -> Plan {
     let mut plan = Plan::new();
-    let restore = if discard_saved {
+    let memory = if discard_saved {
         plan.push(Box::new(DiscardSaved {
             cell: cell.clone(),
             starts: true,
         }));
-        Restore::Never
+        Memory::Discard
+    } else if was_saved {
+        Memory::Required
     } else {
-        Restore::IfSaved
+        Memory::IfSaved
     };
     plan.push(Box::new(StartGuest {
         cell,
         undo_stops: false,
         new_root: None,
-        restore,
-        was_saved: was_saved && !discard_saved,
+        memory,
     }));
     plan
 }
@@ -133,7 +134,7 @@ async fn settled(run: &Run, cell: &Cell, lasts: fn(Power) -> bool) -> Result<boo
     }
 }
 
-/// Gives a guest power; one whose memory is saved is restored by libvirt.
+/// Starts a guest; one whose memory is saved is restored by libvirt.
 pub(super) struct StartGuest {
     pub(super) cell: Arc<Cell>,
     /// Undoing takes the power again: the operation made or switched the disk
@@ -143,10 +144,7 @@ pub(super) struct StartGuest {
     /// another was not started by it, and undoing leaves it alone.
     pub(super) new_root: Option<VolumeId>,
     /// What happens to saved memory.
-    pub(super) restore: Restore,
-    /// Whether there was some when the operation began: without it the guest is not
-    /// booted.
-    pub(super) was_saved: bool,
+    pub(super) memory: Memory,
 }
 
 #[async_trait]
@@ -169,7 +167,7 @@ impl Step for StartGuest {
         }
         let power = domain(run, &self.cell).await?.power;
         // The simulated driver tells of no restored guest.
-        if self.was_saved && !run.core.hypervisor.is_simulated() {
+        if self.memory == Memory::Required && !run.core.hypervisor.is_simulated() {
             memory::check_was_restored(power)?;
         }
         // A guest that was restored and not yet let go on is not up.
@@ -182,10 +180,7 @@ impl Step for StartGuest {
         } else {
             Disks::AsDefined
         };
-        if self.was_saved {
-            memory::check_is_still_there(run, &self.cell).await?;
-        }
-        start_guest(run, &self.cell, Begin::Running, self.restore, disks).await
+        start_guest(run, &self.cell, Begin::Running, self.memory, disks).await
     }
 
     async fn undo(&self, run: &Run) -> Result<Undone, Fault> {
@@ -222,7 +217,7 @@ pub(super) async fn start_guest(
     run: &Run,
     cell: &Cell,
     begin: Begin,
-    restore: Restore,
+    memory: Memory,
     disks: Disks,
 ) -> Result<(), Fault> {
     let host = run.core.node.id();
@@ -235,10 +230,12 @@ pub(super) async fn start_guest(
         let former = drift::bring_up_to_date(&run.core, &vm).await?;
         disks::get_ready(run, cell).await?;
         start_networks(run, cell).await?;
-        if restore == Restore::IfSaved {
-            memory::check_is_there(cell, seen)?;
-        }
-        if !seen.managed_save || restore == Restore::Never {
+        memory::check_is_there(cell, seen, memory)?;
+        if !seen.managed_save || memory == Memory::Discard {
+            let restore = match memory {
+                Memory::Discard => Restore::Never,
+                Memory::IfSaved | Memory::Required => Restore::IfSaved,
+            };
             begin_guest(run, cell, begin, restore, Lane::Control).await?;
             cell.edit(|vm| vm.last_host_id = Some(host));
             if disks == Disks::AsRecorded {
@@ -450,7 +447,7 @@ impl Step for Reset {
     }
 }
 
-/// Makes the guest's processors stand still.
+/// Pauses the guest's vCPUs.
 struct Pause {
     cell: Arc<Cell>,
 }

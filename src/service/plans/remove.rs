@@ -232,7 +232,7 @@ impl Step for BringBackDomain {
     }
 }
 
-/// Makes sure that nobody gave power to a VM that is to be removed.
+/// Makes sure that nobody has started a VM that is to be removed.
 struct CheckPowerOff {
     cell: Arc<Cell>,
 }
@@ -250,7 +250,7 @@ impl Step for CheckPowerOff {
     async fn run(&self, _: &Run) -> Result<(), Fault> {
         Err(Fault::new(
             Reason::WrongState,
-            "something else on the host gave the VM power; it is not removed while it runs",
+            "something else on the host started the VM; it is not removed while it runs",
         )
         .with("domain", domains::domain_name(self.cell.id)))
     }
@@ -336,8 +336,8 @@ impl Step for RemoveDomain {
         Ok(!has_domain(run, &self.cell).await?)
     }
 
-    /// A snapshot that somebody has laid over a disk since is named by the domain alone,
-    /// and has what the guest wrote last.
+    /// Only the domain names a snapshot that somebody has made of a disk since, and the
+    /// snapshot has what the guest wrote last.
     async fn run(&self, run: &Run) -> Result<(), Fault> {
         let id = self.cell.id;
         drift::check(&run.core, &self.cell, &self.cell.vm()?).await?;

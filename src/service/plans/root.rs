@@ -6,11 +6,12 @@
 //! switched back, and a guest that ran before is started again.
 
 use super::create::{CacheImage, DefineDomain, MakeVolume};
+use super::memory::Memory;
 use super::place::verify_place;
 use super::power::{StartGuest, domain};
 use super::stop::StopFirst;
 use crate::journal::Batch;
-use crate::libvirt::{OffReason, PauseReason, Power, Restore};
+use crate::libvirt::{OffReason, PauseReason, Power};
 use crate::model::fault::Fault;
 use crate::model::reason::{Code, Reason};
 use crate::model::request::{HealthCheck, HealthSign};
@@ -84,8 +85,7 @@ pub(super) fn switch(
             cell,
             undo_stops: true,
             new_root,
-            restore: Restore::IfSaved,
-            was_saved: false,
+            memory: Memory::IfSaved,
         }));
     }
     plan
@@ -145,16 +145,7 @@ impl Step for SwitchRoot {
     }
 
     async fn run(&self, run: &Run) -> Result<(), Fault> {
-        let seen = domain(run, &self.cell).await?;
-        if seen.managed_save {
-            // It would be restored with the old root.
-            return Err(Fault::new(
-                Reason::WrongState,
-                "something else on the host has saved the guest's memory, which belongs to its present root; start it, or give the memory up, and try again",
-            )
-            .with("instead", "StartVm"));
-        }
-        if seen.power.is_active() {
+        if domain(run, &self.cell).await?.power.is_active() {
             // Someone else started it since: its disk can't be changed under it.
             return Err(Fault::new(
                 Reason::WrongState,
@@ -344,6 +335,6 @@ fn stands_still(power: Power) -> Fault {
     }
     unhealthy(
         "guest_stands_still",
-        "the guest started on the new root and stands still: its volume failed, or it was paused",
+        "the guest started on the new root and is paused: its volume failed, or somebody paused it",
     )
 }

@@ -16,8 +16,9 @@
 //! is said to be up.
 
 use super::asked::{Asked, what_ended};
+use super::memory::Memory;
 use super::power::{Disks, domain, has_power, start_guest};
-use crate::libvirt::{Begin, ErrorKind, LibvirtError, OffReason, Power, Restore, ShutdownMethod};
+use crate::libvirt::{Begin, ErrorKind, LibvirtError, OffReason, Power, ShutdownMethod};
 use crate::model::fault::Fault;
 use crate::model::ids::VolumeId;
 use crate::model::reason::{Code, Reason};
@@ -55,7 +56,7 @@ pub(super) struct StopFirst {
 }
 
 impl StopFirst {
-    /// By this policy, if there is a guest to stop; undone, it stands still again
+    /// By this policy, if there is a guest to stop; undone, it is paused again
     /// if it did.
     pub(super) fn new(policy: Option<StopPolicy>, was_paused: bool) -> Option<Self> {
         policy.map(|policy| Self { policy, was_paused })
@@ -83,7 +84,7 @@ enum UndoStop {
     Nothing,
     /// It was only a means: the guest gets power again.
     Start,
-    /// The same, and stands still as it did.
+    /// The same, paused as it was.
     StartPaused,
 }
 
@@ -160,7 +161,7 @@ impl Step for StopGuest {
         if has_power(run, &self.cell).await? {
             return Ok(Undone::Nothing);
         }
-        start_guest(run, &self.cell, begin, Restore::IfSaved, Disks::AsDefined).await?;
+        start_guest(run, &self.cell, begin, Memory::IfSaved, Disks::AsDefined).await?;
         Ok(Undone::Something)
     }
 }

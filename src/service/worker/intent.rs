@@ -32,7 +32,7 @@ impl Worker {
             let Some(wish) = *wish else { return Ok(None) };
             let policy = admission::stop_policy(Some(wish), settings);
             if resting == Resting::Paused && policy != StopPolicy::Force {
-                // A guest that stands still hears nothing.
+                // A paused guest hears nothing.
                 return Err(Instead::ResumeOrForce.fault(Ask::StopGraceful, resting));
             }
             Ok(Some(policy))

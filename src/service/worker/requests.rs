@@ -505,7 +505,7 @@ fn removes_volumes(vm: &Vm, intent: &Intent) -> bool {
     }
 }
 
-/// Whether an operation gives a VM power.
+/// Whether an operation starts a VM.
 const fn needs_host(intent: &Intent) -> bool {
     match intent {
         Intent::StartVm { .. } => true,

@@ -72,7 +72,7 @@ pub async fn a_guest_with_power_goes_through_every_state(bench: &Bench) {
     done!(bench, start_vm, StartVmRequest, guest);
     guest.is(VmState::Running, BY_OPERATION).await;
 
-    // Saved while it stood still, it runs when it is started.
+    // Saved while it was paused, it runs when it is started.
     done!(bench, pause_vm, PauseVmRequest, guest);
     done!(bench, save_vm, SaveVmRequest, guest);
     done!(bench, start_vm, StartVmRequest, guest);

@@ -39,7 +39,7 @@ pub async fn a_replaced_root_boots_the_new_image_and_a_reverted_one_the_old(benc
         vm.volumes
     );
 
-    // By force, from a guest that stands still.
+    // By force, from a paused guest.
     let pause = PauseVmRequest {
         vm_id: guest.id.clone(),
         ..Default::default()

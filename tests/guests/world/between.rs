@@ -2,24 +2,20 @@
 //! before it is started again. Which points there are, an undisturbed run shows; with
 //! `KVMLET_THOROUGH=1` each is taken with each deed, else a few, others each time.
 
-use super::acts::Act;
-use super::admin::{
-    define, define_foreign, domain, qemu_img, source, try_qemu_img, try_virsh, virsh,
-};
+use super::admin::{define, domain, source, try_qemu_img, try_virsh, virsh};
 use super::ask::Ask;
+use super::deeds::{Deed, overlay};
 use super::host::{LINE, World, image};
-use super::subject::{Subject, administrator, count, ended, present, volume};
+use super::subject::{Subject, administrator, ended, present, volume};
 use crate::sector::BootSector;
 use crate::support::api::id;
 use crate::support::{PATIENCE, seed, thorough, until};
 use kvmlet::proto::v1::*;
-use nix::sys::signal::{Signal, kill};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// How many cases of each row are taken.
@@ -38,28 +34,6 @@ enum Found {
     /// With a former root.
     Replaced,
     Deleted,
-}
-
-/// What is done while the agent is dead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deed {
-    /// The VM's domain goes, and another one has its UUID.
-    TakeUuid,
-    /// The guest goes on in a snapshot, and writes there.
-    WriteInSnapshot,
-    /// The definition from before the operation is put back.
-    PutBack,
-    /// A domain of somebody's gets an overlay on the root volume.
-    StandOnIt,
-    /// Of what was saved the header says that it is not all there.
-    Unfinish,
-    Cut,
-    RemoveFile,
-    RemoveMemory,
-    /// The guest is booted without its saved memory.
-    BootAfresh,
-    Destroy,
-    KillQemu,
 }
 
 /// One operation, with what is done in the middle of it.
@@ -93,6 +67,16 @@ impl Row {
 /// What a request came to.
 type Sent = Result<tonic::Response<Operation>, tonic::Status>;
 
+/// A row, killed at one point, with one deed.
+#[derive(Debug, Clone)]
+struct Case {
+    row: Row,
+    point: String,
+    deed: Deed,
+    /// The image of a guest that counts on its disk.
+    counter: String,
+}
+
 /// What is left of a case: the VM, and what the administrator has made.
 struct Left {
     subject: Subject,
@@ -114,14 +98,14 @@ pub async fn a_domain_that_has_a_vms_uuid_meanwhile_stays_as_it_is(mut world: Wo
         row(Found::Off, Ask::Delete, DEEDS),
         row(Found::Off, Ask::DeleteForGood, DEEDS),
     ];
-    for (row, point, deed) in cases(&mut world, &rows).await {
+    for case in cases(&mut world, &rows).await {
         let foreign = |world: &World, id: &str| virsh(world, &["dumpxml", id]);
-        let left = case(&mut world, &row, &point, deed).await;
+        let left = case.run(&mut world).await;
         let (vm_id, step) = (left.subject.guest.id.clone(), &left.step);
         let is = || foreign(&world, &vm_id);
         let was = is();
         assert!(was.contains("<name>theirs-"), "{step}: {was}");
-        let goes = matches!(row.ask, Ask::Create | Ask::DeleteForGood);
+        let goes = matches!(case.row.ask, Ask::Create | Ask::DeleteForGood);
         if goes {
             gone(&world, &vm_id).await;
         }
@@ -152,9 +136,9 @@ pub async fn what_a_guest_writes_in_a_snapshot_meanwhile_is_kept(mut world: Worl
         row(Found::Off, Ask::DeleteForGood, DEEDS),
         row(Found::Nothing, Ask::Create, DEEDS).failing("create-vm.start-guest"),
     ];
-    for (row, point, deed) in cases(&mut world, &rows).await {
-        let mut left = case(&mut world, &row, &point, deed).await;
-        let goes = matches!(row.ask, Ask::Create | Ask::DeleteForGood);
+    for case in cases(&mut world, &rows).await {
+        let mut left = case.run(&mut world).await;
+        let goes = matches!(case.row.ask, Ask::Create | Ask::DeleteForGood);
         let api = world.api();
         let id = left.subject.guest.id.clone();
         if goes && !left.done {
@@ -185,8 +169,8 @@ pub async fn a_definition_that_is_put_back_meanwhile_keeps_its_disk(mut world: W
         row(Found::Running, Ask::Replace, DEEDS).failing("replace-root-volume.switch-root"),
         row(Found::Replaced, Ask::Revert, DEEDS),
     ];
-    for (row, point, deed) in cases(&mut world, &rows).await {
-        let mut left = case(&mut world, &row, &point, deed).await;
+    for case in cases(&mut world, &rows).await {
+        let mut left = case.run(&mut world).await;
         let step = left.step.clone();
         left.subject.hold(&world, &step).await;
         let vm = left.subject.guest.vm().await;
@@ -224,8 +208,8 @@ pub async fn a_volume_that_somebody_stands_on_meanwhile_stays(mut world: World) 
         row(Found::Running, Ask::ReplaceBriefly, DEEDS),
         row(Found::Running, Ask::Replace, DEEDS).failing("replace-root-volume.switch-root"),
     ];
-    for (row, point, deed) in cases(&mut world, &rows).await {
-        let left = case(&mut world, &row, &point, deed).await;
+    for case in cases(&mut world, &rows).await {
+        let left = case.run(&mut world).await;
         let (id, step) = (left.subject.guest.id.clone(), &left.step);
         if left.done {
             // A former root's window is over by then.
@@ -252,19 +236,19 @@ pub async fn memory_that_is_spoilt_meanwhile_is_not_told_as_saved_or_restored(mu
         row(Found::Saved, Ask::Start, DEEDS),
         row(Found::Saved, Ask::Start, &[Deed::BootAfresh]),
     ];
-    for (row, point, deed) in cases(&mut world, &rows).await {
-        let left = case(&mut world, &row, &point, deed).await;
+    for case in cases(&mut world, &rows).await {
+        let left = case.run(&mut world).await;
         let (subject, step) = (left.subject, &left.step);
         let succeeded = left
             .operation
             .as_ref()
             .is_some_and(|it| it.state() == OperationState::Succeeded);
         // The end of one that had ended before is what it was.
-        let is_over = point.contains(".end.after");
+        let is_over = case.point.contains(".end.after");
         if left.done && !is_over {
             assert!(!succeeded, "{step}: {:?}", left.operation);
         }
-        let booted = usize::from(left.done && deed == Deed::BootAfresh);
+        let booted = usize::from(left.done && case.deed == Deed::BootAfresh);
         subject.guest.has_said(LINE, 1 + booted).await;
         let lines = subject.guest.says(LINE);
         assert_eq!(lines, 1 + booted, "{step}: it has booted");
@@ -291,17 +275,39 @@ pub async fn memory_that_is_spoilt_meanwhile_is_not_told_as_saved_or_restored(mu
     }
 }
 
+pub async fn memory_that_is_saved_meanwhile_is_restored_on_its_own_root(mut world: World) {
+    const DEEDS: &[Deed] = &[Deed::SaveMemory];
+    let rows = [
+        row(Found::Running, Ask::Replace, DEEDS),
+        row(Found::Running, Ask::Replace, DEEDS).failing("replace-root-volume.switch-root"),
+        row(Found::Replaced, Ask::Revert, DEEDS),
+        row(Found::Running, Ask::StopForce, DEEDS),
+    ];
+    for case in cases(&mut world, &rows).await {
+        let mut left = case.run(&mut world).await;
+        let step = left.step.clone();
+        left.subject.hold(&world, &step).await;
+        // A guest that runs has the root that its record names, live and by its definition.
+        let vm = left.subject.guest.vm().await;
+        let root = volume(&world, &vm);
+        assert_eq!(source(&world, &domain(&vm.id)), root, "{step}");
+        let live = administrator(&world, &vm.id, 0).disk();
+        assert_eq!(live, Some(root), "{step}: {vm:?}");
+        left.subject.comes_back(&world, &step).await;
+    }
+}
+
 pub async fn a_stop_tells_what_has_ended_the_guest_meanwhile(mut world: World) {
     let rows = [row(
         Found::Running,
         Ask::StopGently,
         &[Deed::Destroy, Deed::KillQemu],
     )];
-    for (row, point, deed) in cases(&mut world, &rows).await {
-        let left = case(&mut world, &row, &point, deed).await;
+    for case in cases(&mut world, &rows).await {
+        let left = case.run(&mut world).await;
         let (step, wanted) = (
             &left.step,
-            match deed {
+            match case.deed {
                 Deed::KillQemu => (PowerMethod::Crashed, VmState::Crashed),
                 _ => (PowerMethod::Destroyed, VmState::Stopped),
             },
@@ -318,7 +324,7 @@ pub async fn a_stop_tells_what_has_ended_the_guest_meanwhile(mut world: World) {
 }
 
 /// Finds the points of each row, and draws its cases.
-async fn cases(world: &mut World, rows: &[Row]) -> Vec<(Row, String, Deed)> {
+async fn cases(world: &mut World, rows: &[Row]) -> Vec<Case> {
     let seed = seed();
     println!("KVMLET_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
@@ -329,14 +335,14 @@ async fn cases(world: &mut World, rows: &[Row]) -> Vec<(Row, String, Deed)> {
         .push(("FAILPOINTS_TRACE".to_owned(), trace.display().to_string()));
     world.host.daemon.kill9();
     world.host.daemon.restart().await;
-    world.deaf = image(&world.host, BootSector::Counter).await;
+    let counter = image(&world.host, BootSector::Counter).await;
     let mut drawn = Vec::new();
     for row in rows {
-        let subject = row.found.make(world).await;
+        let subject = row.found.make(world, &counter).await;
         let id = subject.guest.id.clone();
         drop(fs::remove_file(&trace));
         fs::write(world.points(), row.failure()).unwrap();
-        let sent = row.ask.send(&world.api(), &id, &world.deaf).await;
+        let sent = row.ask.send(&world.api(), &id, &counter).await;
         if row.ask == Ask::StopGently {
             virsh(world, &["destroy", &domain(&id)]);
         }
@@ -353,12 +359,17 @@ async fn cases(world: &mut World, rows: &[Row]) -> Vec<(Row, String, Deed)> {
             }
         }
         assert!(points.len() >= 6, "{row:?}: {points:?}");
-        let all = points.iter().flat_map(|point| {
-            row.deeds
-                .iter()
-                .map(|deed| (*row, point.to_string(), *deed))
-        });
-        let all: Vec<_> = all.collect();
+        let mut all = Vec::new();
+        for point in points {
+            for deed in row.deeds {
+                all.push(Case {
+                    row: *row,
+                    point: point.to_owned(),
+                    deed: *deed,
+                    counter: counter.clone(),
+                });
+            }
+        }
         println!("{row:?}: {} cases", all.len());
         if thorough() {
             drawn.extend(all);
@@ -382,54 +393,63 @@ async fn gone(world: &World, id: &str) {
     }
 }
 
-/// Kills the agent at a point, does the deed, and starts it again.
-async fn case(world: &mut World, row: &Row, point: &str, deed: Deed) -> Left {
-    let step = format!("{row:?} killed at {point}, then {deed:?}");
-    let mut subject = row.found.make(world).await;
-    let id = subject.guest.id.clone();
-    let is_there = row.found != Found::Nothing;
-    if is_there {
-        subject.hold(world, &step).await;
-    }
-    let words = ["dumpxml", "--inactive", "--security-info", &domain(&id)];
-    let before = try_virsh(world, &words).unwrap_or_default();
-    let root = match is_there {
-        true => Some(volume(world, &subject.guest.vm().await)),
-        false => None,
-    };
-    let armed = format!("{}{point}=1*return(kill)\n", row.failure());
-    fs::write(world.points(), armed).unwrap();
-    let sent = row.ask.send(&world.api(), &id, &world.deaf).await;
-    let died = world.host.daemon.dies(REACH).await;
-    fs::write(world.points(), "").unwrap();
-    if !died {
-        // What a guest that hears nothing does not come to.
-        assert_eq!(row.ask, Ask::StopGently, "{step}: it was not reached");
-        world.host.daemon.kill9();
-    }
-    let done = deed.act(world, &mut subject, &before, root).await;
-    println!("{step}: {}", if done { "done" } else { "nothing to do" });
-    world.host.daemon.restart().await;
-    subject.guest = world.host.guest(id);
-    let operation = row.ended(world, sent).await;
-    let left = Left {
-        subject,
-        operation,
-        done,
-        step,
-    };
-    // It may have been killed before it had answered.
-    until("nothing to be at work", PATIENCE, async || {
-        match world.api().vm(&left.subject.guest.id).await {
-            Ok(vm) => vm.current_operation_id.is_empty().then_some(()),
-            Err(_) => Some(()),
+impl Case {
+    /// Kills the agent at the point, does the deed, and starts it again.
+    async fn run(&self, world: &mut World) -> Left {
+        let Self {
+            row,
+            point,
+            deed,
+            counter,
+        } = self;
+
+        let step = format!("{row:?} killed at {point}, then {deed:?}");
+        let mut subject = row.found.make(world, counter).await;
+        let id = subject.guest.id.clone();
+        let is_there = row.found != Found::Nothing;
+        if is_there {
+            subject.hold(world, &step).await;
         }
-    })
-    .await;
-    if deed != Deed::TakeUuid && left.api_knows(world).await {
-        left.subject.settles(world).await;
+        let words = ["dumpxml", "--inactive", "--security-info", &domain(&id)];
+        let before = try_virsh(world, &words).unwrap_or_default();
+        let root = match is_there {
+            true => Some(volume(world, &subject.guest.vm().await)),
+            false => None,
+        };
+        let armed = format!("{}{point}=1*return(kill)\n", row.failure());
+        fs::write(world.points(), armed).unwrap();
+        let sent = row.ask.send(&world.api(), &id, counter).await;
+        let died = world.host.daemon.dies(REACH).await;
+        fs::write(world.points(), "").unwrap();
+        if !died {
+            // What a guest that hears nothing does not come to.
+            assert_eq!(row.ask, Ask::StopGently, "{step}: it was not reached");
+            world.host.daemon.kill9();
+        }
+        let done = deed.act(world, &mut subject, &before, root).await;
+        println!("{step}: {}", if done { "done" } else { "nothing to do" });
+        world.host.daemon.restart().await;
+        subject.guest = world.host.guest(id);
+        let operation = row.ended(world, sent).await;
+        let left = Left {
+            subject,
+            operation,
+            done,
+            step,
+        };
+        // It may have been killed before it had answered.
+        until("nothing to be at work", PATIENCE, async || {
+            match world.api().vm(&left.subject.guest.id).await {
+                Ok(vm) => vm.current_operation_id.is_empty().then_some(()),
+                Err(_) => Some(()),
+            }
+        })
+        .await;
+        if *deed != Deed::TakeUuid && left.api_knows(world).await {
+            left.subject.settles(world).await;
+        }
+        left
     }
-    left
 }
 
 impl Left {
@@ -458,7 +478,7 @@ impl Row {
 }
 
 impl Found {
-    async fn make(self, world: &World) -> Subject {
+    async fn make(self, world: &World, counter: &str) -> Subject {
         if self == Self::Nothing {
             return Subject {
                 guest: world.host.guest(id()),
@@ -466,7 +486,7 @@ impl Found {
                 made: 0,
             };
         }
-        let mut subject = Subject::start(world, &world.deaf).await;
+        let mut subject = Subject::start(world, counter).await;
         let id = subject.guest.id.clone();
         let (ask, lines) = match self {
             Self::Nothing | Self::Running => return subject,
@@ -477,115 +497,8 @@ impl Found {
         };
         subject.hold(world, "before").await;
         let api = world.api();
-        api.done(ask.send(&api, &id, &world.deaf).await).await;
+        api.done(ask.send(&api, &id, counter).await).await;
         subject.guest.has_said(LINE, lines).await;
         subject
     }
-}
-
-impl Deed {
-    /// Does it; whether there was something to do it to.
-    async fn act(
-        self,
-        world: &World,
-        subject: &mut Subject,
-        before: &str,
-        root: Option<PathBuf>,
-    ) -> bool {
-        subject.made += 1;
-        let id = subject.guest.id.clone();
-        let name = domain(&id);
-        let file = world.libvirtd.home.path();
-        let file = file.join(format!("lib/qemu/save/{name}.save"));
-        match self {
-            Self::TakeUuid => {
-                try_virsh(world, &["destroy", &name]).ok();
-                try_virsh(world, &["undefine", &name, "--managed-save", "--nvram"]).ok();
-                let foreign = format!("theirs-{}", &id[..8]);
-                define_foreign(world, &id, &foreign, None);
-                true
-            }
-            Self::WriteInSnapshot => write_in_snapshot(world, subject).await,
-            Self::PutBack => {
-                define(world, before);
-                true
-            }
-            Self::StandOnIt => {
-                let Some(base) = root.filter(|base| base.exists()) else {
-                    return false;
-                };
-                // Of what runs it is cut from a moment, which is as good here.
-                let over = overlay(world, &id);
-                let texts = [base.to_str().unwrap(), over.to_str().unwrap()];
-                qemu_img(&[
-                    "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", texts[0], texts[1],
-                    "64M",
-                ]);
-                define_foreign(
-                    world,
-                    &crate::support::api::id(),
-                    &format!("over-{id}"),
-                    Some(&over),
-                );
-                true
-            }
-            Self::Unfinish | Self::Cut => fs::read(&file).is_ok_and(|mut bytes| {
-                if self == Self::Cut {
-                    bytes.truncate(300);
-                } else {
-                    bytes[..16].copy_from_slice(b"LibvirtQemudPart");
-                }
-                fs::write(&file, bytes).is_ok()
-            }),
-            Self::RemoveFile => fs::remove_file(&file).is_ok(),
-            Self::RemoveMemory => {
-                file.exists() && try_virsh(world, &["managedsave-remove", &name]).is_ok()
-            }
-            Self::BootAfresh => {
-                file.exists()
-                    && try_virsh(world, &["managedsave-remove", &name]).is_ok()
-                    && try_virsh(world, &["start", &name]).is_ok()
-            }
-            Self::Destroy => try_virsh(world, &["destroy", &name]).is_ok(),
-            Self::KillQemu => world
-                .qemu(&id)
-                .is_some_and(|process| kill(process, Signal::SIGKILL).is_ok()),
-        }
-    }
-}
-
-/// Has the guest go on in a snapshot and count there.
-async fn write_in_snapshot(world: &World, subject: &mut Subject) -> bool {
-    let id = subject.guest.id.clone();
-    let mut administrator = administrator(world, &id, subject.made);
-    if !administrator.act(Act::SnapshotOutside) {
-        return false;
-    }
-    let name = domain(&id);
-    let state = || virsh(world, &["domstate", &name]);
-    let was_off = state().trim() == "shut off";
-    if was_off {
-        virsh(world, &["start", &name]);
-    }
-    if state().trim() != "running" {
-        return true;
-    }
-    let disk = administrator.disk().unwrap();
-    let so_far = count(&disk).map_or(0, |count| count.number);
-    until("the guest to count in its snapshot", PATIENCE, async || {
-        let now = count(&disk).ok()?;
-        (now.number > so_far).then_some(())
-    })
-    .await;
-    if was_off {
-        virsh(world, &["destroy", &name]);
-    }
-    true
-}
-
-/// Somebody's disk that stands on a VM's.
-fn overlay(world: &World, vm_id: &str) -> PathBuf {
-    let folder = world.host.daemon.home().join("theirs");
-    fs::create_dir_all(&folder).unwrap();
-    folder.join(format!("{vm_id}-foreign"))
 }

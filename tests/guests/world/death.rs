@@ -48,7 +48,7 @@ pub async fn qemu_is_killed_while_it_is_saved(world: World) {
     let api = world.api();
     let guest = world.guest(&world.deaf).await;
     let process = world.qemu(&guest.id).unwrap();
-    // It can't write its memory as long as it stands still.
+    // It can't write its memory as long as it is paused.
     kill(process, Signal::SIGSTOP).unwrap();
     let trap = world.cut(calls::SAVE, Cut::Never);
     let begun = Ask::Save.send(&api, &guest.id, "").await.unwrap();

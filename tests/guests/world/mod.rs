@@ -9,6 +9,7 @@ mod ask;
 mod beside;
 mod between;
 mod death;
+mod deeds;
 mod heedless;
 mod host;
 mod many;
@@ -57,6 +58,7 @@ const TESTS: &[Test] = tests![
     between::a_definition_that_is_put_back_meanwhile_keeps_its_disk,
     between::a_volume_that_somebody_stands_on_meanwhile_stays,
     between::memory_that_is_spoilt_meanwhile_is_not_told_as_saved_or_restored,
+    between::memory_that_is_saved_meanwhile_is_restored_on_its_own_root,
     between::a_stop_tells_what_has_ended_the_guest_meanwhile,
     heedless::agents_that_do_nothing_bend_no_time_and_hold_up_no_other_vm,
     outage::a_libvirtd_that_stays_away_fails_what_was_not_sent,

@@ -118,7 +118,7 @@ pub async fn a_guest_whose_disk_finds_no_room_is_paused_and_goes_on_later(mut wo
     let answer = Ask::Resume.send(&api, &guest.id, "").await.unwrap();
     let ended = api.ended(&answer.get_ref().id).await;
     if ended.state() != OperationState::Succeeded {
-        // It had gone so far as to be seen to stand still again.
+        // It had gone so far as to be seen to be paused again.
         let refusal = Refusal::from(ended.error.as_ref().unwrap());
         assert_eq!(refusal.reason, "RESUME_FAILED");
     }

@@ -202,7 +202,7 @@ async fn who_does_not_stop_is_named_and_the_host_stays_in_maintenance() {
     let host = Host::start().await;
     let api = host.api();
     let (running, _) = host.vm_in(Resting::Running).await;
-    // A guest that stands still hears nothing.
+    // A paused guest hears nothing.
     let (paused, _) = host.vm_in(Resting::Paused).await;
     let request = |on_timeout: OnTimeout| SetMaintenanceRequest {
         stop_policy: Some(StopPolicy {

@@ -182,7 +182,7 @@ impl Column {
             Ask::Start | Ask::Resume => Some(VmState::Running),
             Ask::StopGraceful | Ask::StopForce | Ask::DiscardSaved => Some(VmState::Stopped),
             Ask::Reboot => Some(VmState::Running),
-            // A guest that stands still stands still after it, too.
+            // A paused guest is paused after it, too.
             Ask::Reset | Ask::Describe => Some(wire(self.state)),
             Ask::Pause => Some(VmState::Paused),
             Ask::Save => Some(VmState::Saved),
