@@ -72,14 +72,18 @@ impl Cell {
         self.view.subscribe()
     }
 
+    /// The record, if there is one: a VM that is being decided on has none yet, and one
+    /// that is expunged none any more.
+    pub fn record(&self) -> Option<Vm> {
+        self.lock().vm.clone()
+    }
+
     /// The record.
     ///
     /// # Errors
     /// `INTERNAL` if there is none; plans run only on VMs that have one.
     pub fn vm(&self) -> Result<Vm, Fault> {
-        self.lock()
-            .vm
-            .clone()
+        self.record()
             .ok_or_else(|| internal("a plan runs on a VM without a record"))
     }
 

@@ -124,7 +124,7 @@ pub(super) async fn bring_saved_up_to_date(
 
 /// Looks for what is not as it should be with a VM, and notes it.
 pub(super) async fn examine(core: &Core, cell: &Cell) {
-    let Ok(vm) = cell.vm() else { return };
+    let Some(vm) = cell.record() else { return };
     match conditions(core, &vm).await {
         Ok(conditions) => {
             for (condition, details) in conditions {

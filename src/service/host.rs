@@ -226,6 +226,13 @@ pub fn auto_is_kvm(core: &Core) -> bool {
     core.node.kvm_works() && core.config.hypervisor.accelerator != Accelerator::Tcg
 }
 
+/// The host's name by its kernel, for as long as libvirt has not told it, which knows it
+/// with its domain.
+pub fn name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
 /// The machine as last seen; without `facts`, libvirt is away.
 pub fn view(core: &Core, facts: Option<&HostFacts>) -> HostView {
     let machine = &core.node.machine;

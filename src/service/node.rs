@@ -307,7 +307,7 @@ pub fn describe(core: &Core) -> NodeView {
         id: node.id,
         hostname: facts
             .as_ref()
-            .map_or_else(String::new, |facts| facts.hostname.clone()),
+            .map_or_else(host::name, |facts| facts.hostname.clone()),
         labels: core.config.node.labels.clone(),
         kvmlet_version: node.version.to_owned(),
         libvirt_version: facts

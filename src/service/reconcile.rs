@@ -188,7 +188,7 @@ impl Reconciler {
             let ended = host_end.is_some_and(|end| cell.end_with_host(end, now()));
             let seen = observed(domain.map(DomainState::sighting));
             if (cell.observe(seen, now()) || ended)
-                && let Ok(vm) = cell.vm()
+                && let Some(vm) = cell.record()
             {
                 let state = vm.seen.resting.as_str();
                 tracing::info!(vm_id = %vm.id, state, reason = ?vm.seen.reason, "state changed while away");

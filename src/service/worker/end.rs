@@ -59,7 +59,10 @@ impl Worker {
 
     /// Whether a former run may have passed the plan's point of no return.
     fn may_have_passed(&self, plan: &Result<Plan, Fault>) -> bool {
-        let expunging = self.cell.vm().is_ok_and(|vm| vm.life == Life::Expunging);
+        let expunging = self
+            .cell
+            .record()
+            .is_some_and(|vm| vm.life == Life::Expunging);
         let first = plan.as_ref().is_ok_and(|plan| {
             plan.first()
                 .is_some_and(|step| step.is_point_of_no_return())
@@ -81,10 +84,8 @@ impl Worker {
         // What is seen is recorded with the operation's end.
         self.see().await;
         let succeeded = operation.state == OperationState::Succeeded;
-        let settled = match self.cell.vm() {
-            Ok(vm) => plans::settle(vm, &operation, succeeded),
-            Err(_) => None,
-        };
+        let record = self.cell.record();
+        let settled = record.and_then(|vm| plans::settle(vm, &operation, succeeded));
         let settled = match settled {
             Some(vm) => Some(self.describe_end(vm, &operation, succeeded).await),
             None => None,

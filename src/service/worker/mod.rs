@@ -28,6 +28,7 @@ use crate::faultpoint;
 use crate::journal::Batch;
 use crate::model::fault::Fault;
 use crate::model::operation::Operation;
+use crate::model::reason::Reason;
 use crate::model::request::{Envelope, VmRequest};
 use crate::model::vm::{Life, Vm};
 use crate::pace;
@@ -208,7 +209,7 @@ impl Worker {
         if self.running.is_some() {
             return;
         }
-        if let Ok(vm) = self.cell.vm() {
+        if let Some(vm) = self.cell.record() {
             let state = vm.seen.resting.as_str();
             tracing::info!(vm_id = %vm.id, state, reason = ?vm.seen.reason, "state changed");
             // Failing is logged; what is seen can be seen again.
@@ -220,7 +221,7 @@ impl Worker {
     async fn tidy(&self) {
         self.cell.touch_definition();
         self.look().await;
-        let Ok(vm) = self.cell.vm() else { return };
+        let Some(vm) = self.cell.record() else { return };
         if self.running.is_some() || vm.life != Life::Present {
             return;
         }
@@ -249,6 +250,13 @@ impl Worker {
         for volume in vm.volumes.iter().filter(|volume| sweeper::expired(volume)) {
             let (id, place) = (volume.id, volume.reference());
             let removed = async {
+                // A guest may have been put back on it, and its domain be gone since.
+                if !drift::check(&self.core, &self.cell, vm).await? {
+                    return Err(Fault::new(
+                        Reason::WrongState,
+                        "the VM has no domain that would tell which root it has",
+                    ));
+                }
                 usage::check_volume(&self.core, &volume.pool, &place).await?;
                 faultpoint::reach("sweep.old-root.unused").await;
                 let pools = &self.core.pools;
@@ -265,7 +273,7 @@ impl Worker {
             self.cell
                 .edit(|vm| vm.volumes.retain(|volume| volume.id != id));
         }
-        if let Ok(vm) = self.cell.vm() {
+        if let Some(vm) = self.cell.record() {
             // Failing is logged; the next sweep finds the volume gone already.
             drop(self.core.ledger.commit(Batch::new().put_vm(&vm)).await);
         }

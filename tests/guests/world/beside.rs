@@ -425,6 +425,43 @@ pub async fn a_file_that_something_uses_is_not_removed(world: World) {
     assert!(!base.exists() && !file.exists());
 }
 
+/// Its guest was put back on it, and then the domain went: only the file has what the
+/// guest wrote last.
+pub async fn a_former_root_of_a_vm_that_lost_its_domain_stays(world: World) {
+    let api = world.api();
+    let guest = world.guest(&world.deaf).await;
+    let name = domain(&guest.id);
+    let former = source(&world, &name);
+    guest.force_off().await;
+    let words = ["dumpxml", "--inactive", "--security-info", &name];
+    let old = virsh(&world, &words);
+    let replaced = Ask::ReplaceBriefly.send(&api, &guest.id, &world.obedient);
+    api.done(replaced.await).await;
+    let new = source(&world, &name);
+    define(&world, &old);
+    virsh(&world, &["destroy", &name]);
+    virsh(&world, &["undefine", &name]);
+    guest.has_state(VmState::Lost).await;
+    let stays = || {
+        let log = world.host.daemon.log();
+        log.matches("a former root stays").count()
+    };
+    let before = stays();
+    until("the sweeper to have found it due", PATIENCE, async || {
+        (stays() > before).then_some(())
+    })
+    .await;
+    assert!(former.exists(), "what the guest wrote last is there");
+    // Once the VM has its domain again, on its own root, it goes.
+    api.done(Ask::Recover.send(&api, &guest.id, "").await).await;
+    assert_eq!(source(&world, &name), new);
+    until("it to be removed", PATIENCE, async || {
+        (!former.exists()).then_some(())
+    })
+    .await;
+    guest.remove().await;
+}
+
 pub async fn memory_that_cant_be_restored_is_said_and_not_booted_over(world: World) {
     let api = world.api();
     let guest = world.guest(&world.deaf).await;

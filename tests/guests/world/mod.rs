@@ -81,6 +81,7 @@ const TESTS: &[Test] = tests![
     beside::a_copy_and_a_second_agent_are_told_from_what_is_ours,
     beside::a_disk_that_was_changed_beside_it_is_never_switched_back,
     beside::a_file_that_something_uses_is_not_removed,
+    beside::a_former_root_of_a_vm_that_lost_its_domain_stays,
     beside::a_deleted_vm_does_not_come_back_with_the_host,
     power_cut::guests_that_ended_with_their_host_say_so,
     undo::a_snapshot_of_a_root_that_fails_its_health_check_is_left_as_it_is,

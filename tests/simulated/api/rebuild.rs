@@ -371,6 +371,8 @@ async fn a_journal_that_only_lacks_a_vm_is_not_added_to() {
 async fn an_agent_killed_before_it_saw_the_host_rebuilds_at_its_next_start() {
     let mut host = Host::start().await;
     let (vm, _) = host.vm_in(Resting::Running).await;
+    let log = host.daemon.log();
+    assert!(!log.contains("internal fault"), "{log}");
     host.daemon.stop().await;
     host.daemon.lose_journal();
     // It makes a new journal, and libvirt is away.
@@ -378,7 +380,10 @@ async fn an_agent_killed_before_it_saw_the_host_rebuilds_at_its_next_start() {
     host.daemon.setup_mut().uri = uri.replace("libvirt-sock", "no-sock");
     host.daemon.restart_away().await;
     let api = host.api();
-    let waiting = condition(&api.node().await, "JournalComplete");
+    let node = api.node().await;
+    let name = nix::unistd::gethostname().unwrap();
+    assert_eq!(node.hostname, name.to_string_lossy());
+    let waiting = condition(&node, "JournalComplete");
     assert_eq!((waiting.status, waiting.reason.as_str()), (false, "New"));
     assert!(api.all_vms().await.is_empty());
     let refusal = refused(api.vms().create_vm(small(&host.image)).await);
