@@ -50,6 +50,9 @@ pub struct Machine {
     pub boot_id: String,
     /// Version of the kernel.
     pub kernel: String,
+    /// The name that the kernel had for it when the agent started. libvirt's is used once
+    /// it is known: that may have the domain.
+    pub hostname: String,
     /// The name that the maker gave its processors.
     processor: String,
     figures: Mutex<Figures>,
@@ -67,6 +70,7 @@ impl Machine {
             id: NodeSettings::machine_id().ok(),
             boot_id: line("/proc/sys/kernel/random/boot_id"),
             kernel: line("/proc/sys/kernel/osrelease"),
+            hostname: line("/proc/sys/kernel/hostname"),
             processor: value(&line("/proc/cpuinfo"), "model name")
                 .unwrap_or_default()
                 .to_owned(),
@@ -224,13 +228,6 @@ pub enum CpuChoice {
 /// Whether guests that ask for nothing run with KVM.
 pub fn auto_is_kvm(core: &Core) -> bool {
     core.node.kvm_works() && core.config.hypervisor.accelerator != Accelerator::Tcg
-}
-
-/// The host's name by its kernel, for as long as libvirt has not told it, which knows it
-/// with its domain.
-pub fn name() -> String {
-    let name = nix::unistd::gethostname().unwrap_or_default();
-    name.to_string_lossy().into_owned()
 }
 
 /// The machine as last seen; without `facts`, libvirt is away.

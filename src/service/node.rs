@@ -305,9 +305,10 @@ pub fn describe(core: &Core) -> NodeView {
     let (journal_commits, journal_batches) = core.ledger.written();
     NodeView {
         id: node.id,
-        hostname: facts
-            .as_ref()
-            .map_or_else(host::name, |facts| facts.hostname.clone()),
+        hostname: facts.as_ref().map_or_else(
+            || node.machine.hostname.clone(),
+            |facts| facts.hostname.clone(),
+        ),
         labels: core.config.node.labels.clone(),
         kvmlet_version: node.version.to_owned(),
         libvirt_version: facts

@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 const KNOWN: &str = "cache/qemu/capabilities";
 
 /// The longest that a guest may take to boot, translated, beside others.
-pub const BOOT: Duration = Duration::from_secs(120);
+pub const BOOT: Duration = Duration::from_secs(300);
 
 /// What all tests share.
 pub struct Bench {

@@ -105,9 +105,10 @@ async fn disturbed(world: &mut World, vm_id: &str, row: &Row, cut: Cut) -> Opera
     }
     if ended.state() == OperationState::Succeeded {
         let state = world.agrees(vm_id).await;
-        // A libvirt that died after it had cut the power, and before it had noted
-        // that, finds a guest whose QEMU is gone.
-        let forgotten = matches!(cut, Cut::Sent(_)) && end == VmState::Stopped;
+        // A libvirt that died after it had ended QEMU, because it was to or because the
+        // guest had shut down, and before it had noted that, finds a QEMU that is gone.
+        let has_ended = matches!(cut, Cut::Sent(_)) || ask == Ask::StopGently;
+        let forgotten = has_ended && end == VmState::Stopped;
         let same = state == end || forgotten && state == VmState::Crashed;
         assert!(same, "{state:?} after {ask:?} {cut:?}: {ended:?}");
     } else {
